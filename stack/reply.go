@@ -120,10 +120,10 @@ func (p *Packet) ReplyTooBig(mtu int) []byte {
 	return p.replyError(uint8(header.ICMPv4DstUnreachable), uint8(header.ICMPv4FragmentationNeeded), uint32(mtu))
 }
 
-// Answerable tells whether an ICMP error may be sent about the packet: not about another error and not about a later
-// fragment (RFC 1122 section 3.2.2, RFC 4443 section 2.4(e)). Packets from or to a group do not get past Decode.
+// Answerable tells whether an ICMP error may be sent about the packet: not about another error, and in IPv4 not about a
+// later fragment (RFC 1122 section 3.2.2, RFC 4443 section 2.4(e)). Packets from or to a group do not get past Decode.
 func (p *Packet) Answerable() bool {
-	return p.Kind != KindError && p.Kind != KindLaterFragment
+	return p.Kind != KindError && (p.Kind != KindLaterFragment || p.v6)
 }
 
 // replyError makes an ICMP error from the packet's destination to its source. It quotes the packet as it is in the

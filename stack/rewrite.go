@@ -139,6 +139,13 @@ func (p *Packet) RewriteErrorToClient(vip Addr, port uint16) {
 	p.sealICMP()
 }
 
+// SetErrorSource gives a whole ICMP error another source address.
+func (p *Packet) SetErrorSource(a Addr) {
+	p.putAddr(source, a, checksum.Combine(a.sum(), ^p.Flow.Src.sum()))
+	p.Flow.Src = a
+	p.sealICMP()
+}
+
 // setQuotedEnd changes one end of the quoted packet, with the checksums of it that are within the quotation. IPVS
 // leaves the transport checksum stale.
 func (p *Packet) setQuotedEnd(e end, oldAddr *Addr, oldPort *uint16, addr Addr, port uint16) {

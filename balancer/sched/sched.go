@@ -3,9 +3,7 @@
 package sched
 
 import (
-	"fmt"
 	"slices"
-	"strings"
 	"sync/atomic"
 
 	"github.com/lvsd/lvsd/stack"
@@ -83,10 +81,5 @@ func Names() []string {
 // Known tells whether there is a scheduler of a name.
 func Known(name string) bool { return constructors[name] != nil }
 
-// New returns a new scheduler without servers.
-func New(name string) (Scheduler, error) {
-	if !Known(name) {
-		return nil, fmt.Errorf("scheduler %q is not one of %s", name, strings.Join(Names(), ", "))
-	}
-	return constructors[name](), nil
-}
+// New returns a new scheduler without servers. The name must be a known one.
+func New(name string) Scheduler { return constructors[name]() }
