@@ -56,6 +56,9 @@ func makeWord(tag uint32, n uint32, dir direction) indexWord {
 	return indexWord(uint64(tag)<<32 | uint64(n+1)<<1 | uint64(dir))
 }
 
+// nameMask covers what a look-up compares: tag and direction.
+const nameMask = 1<<64 - 1<<32 | 1
+
 func (w indexWord) tag() uint32    { return uint32(w >> 32) }
 func (w indexWord) record() uint32 { return uint32(w)>>1 - 1 }
 func (w indexWord) dir() direction { return direction(w & 1) }
@@ -135,16 +138,17 @@ func (f *family) key(n uint32, dir direction) connKey {
 
 // find returns the number of the record with a key, or false. The shard must be locked.
 func (f *family) find(tag uint32, k *connKey) (uint32, bool) {
-	mask := uint32(len(f.index) - 1)
 	if len(f.index) == 0 {
 		return 0, false
 	}
+	mask := uint32(len(f.index) - 1)
+	name := uint64(tag)<<32 | uint64(k.dir)
 	for i := tag & mask; ; i = (i + 1) & mask {
 		w := f.index[i]
 		if w == 0 {
 			return 0, false
 		}
-		if w.tag() == tag && w.dir() == k.dir && f.matches(w.record(), k) {
+		if uint64(w)&nameMask == name && f.matches(w.record(), k) {
 			return w.record(), true
 		}
 	}
@@ -232,7 +236,7 @@ func (f *family) place(w indexWord) {
 			f.index[i] = w
 			return
 		}
-		if there.tag() == w.tag() && there.dir() == w.dir() && f.key(there.record(), w.dir()) == f.key(w.record(), w.dir()) {
+		if (there^w)&nameMask == 0 && f.key(there.record(), w.dir()) == f.key(w.record(), w.dir()) {
 			f.index[i], w = w, there
 		}
 	}

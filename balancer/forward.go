@@ -16,7 +16,8 @@ func (w *Worker) forward(frame []byte) {
 		w.forwardFragment(p)
 		return
 	}
-	f := w.decide(p)
+	var f fate
+	w.decide(p, &f)
 	w.carryOut(p, &f)
 }
 
@@ -32,7 +33,8 @@ func (w *Worker) forwardFragment(p *stack.Packet) {
 		}
 		return
 	}
-	f := w.decide(p)
+	var f fate
+	w.decide(p, &f)
 	waited, verdict := fragments.First(p, f, w.now)
 	if verdict != stack.FragmentKnown {
 		w.drop(fragmentDrops[verdict])
@@ -54,71 +56,64 @@ var fragmentDrops = [...]DropReason{
 
 // decide says what is to become of a packet that has its transport header. It changes the connection table, never the
 // packet.
-func (w *Worker) decide(p *stack.Packet) fate {
+func (w *Worker) decide(p *stack.Packet, f *fate) {
 	switch p.Kind {
 	case stack.KindTCP, stack.KindUDP:
-		if f, ok := w.decideKnown(p); ok {
-			return f
+		switch {
+		case w.decideKnown(p, f):
+		case w.snapshot.owns(p.Flow.Dst):
+			w.decideNew(p, f)
+		default:
+			f.action = actPass
 		}
-		if !w.snapshot.owns(p.Flow.Dst) {
-			return fate{action: actPass}
-		}
-		return w.decideNew(p)
 	case stack.KindError:
-		return w.decideError(p)
+		*f = w.decideError(p)
+	default:
+		*f = w.decideOther(p)
 	}
-	switch {
-	case !w.snapshot.owns(p.Flow.Dst):
-		return fate{action: actPass}
-	case p.Kind == stack.KindEcho:
-		return fate{action: actEcho}
-	case p.Flow.Protocol == stack.ProtocolICMP, p.Flow.Protocol == stack.ProtocolICMPv6:
-		return dropped(dropUnwanted)
-	}
-	return fate{action: actNoProtocol}
 }
 
 // decideKnown looks for the packet's connection in the direction that the destination makes likely, then in the other.
-func (w *Worker) decideKnown(p *stack.Packet) (fate, bool) {
+// It tells whether there is one that decides.
+func (w *Worker) decideKnown(p *stack.Packet, f *fate) bool {
 	if w.snapshot.hint.likely(p.Flow.Dst) {
-		if f, ok := w.decideRequest(p); ok {
-			return f, true
-		}
-		return w.decideReply(p)
+		return w.decideRequest(p, f) || w.decideReply(p, f)
 	}
-	if f, ok := w.decideReply(p); ok {
-		return f, true
-	}
-	return w.decideRequest(p)
+	return w.decideReply(p, f) || w.decideRequest(p, f)
 }
 
 // decideRequest is ipvs.md 5.2, steps 3 to 7, for a packet of a known connection.
-func (w *Worker) decideRequest(p *stack.Packet) (fate, bool) {
+func (w *Worker) decideRequest(p *stack.Packet, f *fate) bool {
 	k := requestKey(p.Flow)
 	sh, fam, tag := w.director.conns.locate(&k)
 	sh.Lock()
 	defer sh.Unlock()
 	n, ok := fam.find(tag, &k)
-	if !ok {
-		return fate{}, false
-	}
+	return ok && w.continueConn(p, fam, n, f)
+}
+
+// continueConn takes a request on with its connection, or ends the connection and returns false. The shard must be
+// locked.
+func (w *Worker) continueConn(p *stack.Packet, fam *family, n uint32, f *fate) bool {
 	r := fam.at(n)
 	srv := w.server(r.server)
 	if r.expired(w.tick) || w.reusable(p, r, srv) {
 		w.director.end(fam, n, srv)
-		return fate{}, false
+		return false
 	}
 	if !srv.available.Load() {
-		if !w.snapshot.tunables.ExpireNodestConn {
-			return dropped(dropServerRemoved), true
+		if w.snapshot.tunables.ExpireNodestConn {
+			w.director.end(fam, n, srv)
+			return false
 		}
-		w.director.end(fam, n, srv)
-		return fate{}, false
+		*f = dropped(dropServerRemoved)
+		return true
 	}
 	w.advance(r, srv, request, p.TCPFlags)
 	r.packets++
-	_, _, rip := fam.addrs(n)
-	return fate{action: actToServer, addr: rip, port: r.serverPort, server: srv}, true
+	f.action, f.port, f.server = actToServer, r.serverPort, srv
+	_, _, f.addr = fam.addrs(n)
+	return true
 }
 
 // reusable tells whether a SYN on an existing connection is the start of another one (ipvs.md 4.2).
@@ -132,24 +127,25 @@ func (w *Worker) reusable(p *stack.Packet, r *record, srv *server) bool {
 }
 
 // decideReply is ipvs.md 5.6, step 3.
-func (w *Worker) decideReply(p *stack.Packet) (fate, bool) {
+func (w *Worker) decideReply(p *stack.Packet, f *fate) bool {
 	k := replyKey(p.Flow)
 	sh, fam, tag := w.director.conns.locate(&k)
 	sh.Lock()
 	defer sh.Unlock()
 	n, ok := fam.find(tag, &k)
 	if !ok {
-		return fate{}, false
+		return false
 	}
 	r := fam.at(n)
 	srv := w.server(r.server)
 	if r.expired(w.tick) {
 		w.director.end(fam, n, srv)
-		return fate{}, false
+		return false
 	}
 	w.advance(r, srv, reply, p.TCPFlags)
-	_, vip, _ := fam.addrs(n)
-	return fate{action: actToClient, addr: vip, port: r.vipPort, server: srv}, true
+	f.action, f.port, f.server = actToClient, r.vipPort, srv
+	_, f.addr, _ = fam.addrs(n)
+	return true
 }
 
 // advance takes a connection to the state that a packet leads to and starts its timeout anew. The shard must be locked.
@@ -169,53 +165,65 @@ func (w *Worker) advance(r *record, srv *server, dir direction, flags uint8) {
 
 // decideNew is ipvs.md 5.4: a packet for an address of ours, of no connection. What IPVS leaves to the host behind it
 // is answered as that host would.
-func (w *Worker) decideNew(p *stack.Packet) fate {
-	refusal := fate{action: actNoPort}
+func (w *Worker) decideNew(p *stack.Packet, f *fate) {
+	f.action = actNoPort
 	if p.Kind == stack.KindTCP {
 		if p.TCPFlags&stack.FlagRST != 0 {
-			return dropped(dropStrayReset)
+			*f = dropped(dropStrayReset)
+			return
 		}
-		refusal.action = actReset
+		f.action = actReset
 		if p.TCPFlags&stack.FlagSYN == 0 && !w.snapshot.tunables.SloppyTCP {
-			return refusal
+			return
 		}
 	}
 	svc := w.snapshot.services[serviceKey{p.Flow.Dst, p.Flow.DstPort, p.Flow.Protocol}]
 	const ftpDataPort = 20 // never scheduled
 	if svc == nil || p.Flow.SrcPort == ftpDataPort {
-		return refusal
+		return
 	}
 	srv := svc.schedule(p.Flow)
 	if srv == nil {
-		return fate{action: actNoPort} // for TCP too (ipvs.md 5.5)
+		f.action = actNoPort // for TCP too (ipvs.md 5.5)
+		return
 	}
-	return w.connect(p, srv)
+	w.connect(p, srv, f)
 }
 
-// connect makes the connection of a client's first packet with a server.
-func (w *Worker) connect(p *stack.Packet, srv *server) fate {
+// connect makes the connection of a client's first packet with a server, unless another worker has just made it.
+func (w *Worker) connect(p *stack.Packet, srv *server, f *fate) {
 	k := requestKey(p.Flow)
 	conns := w.director.conns
 	sh, fam, tag := conns.locate(&k)
 	sh.Lock()
-	if _, ok := fam.find(tag, &k); ok { // another worker was faster
-		sh.Unlock()
-		if f, ok := w.decideRequest(p); ok {
-			return f
-		}
-		return dropped(dropNoRoomInTable)
-	}
 	defer sh.Unlock()
+	if n, ok := fam.find(tag, &k); ok && w.continueConn(p, fam, n, f) {
+		return
+	}
 	n, ok := conns.insert(fam, tag, &k, srv.addr, srv.port)
 	if !ok {
-		return dropped(dropNoRoomInTable)
+		*f = dropped(dropNoRoomInTable)
+		return
 	}
 	r := fam.at(n)
 	r.server, r.created, r.packets = srv.number, w.tick, 1
 	srv.AddTotal(1)
 	w.counters.traffic[srv.number].Conns++
 	w.advance(r, srv, request, p.TCPFlags)
-	return fate{action: actToServer, addr: srv.addr, port: srv.port, server: srv}
+	f.action, f.addr, f.port, f.server = actToServer, srv.addr, srv.port, srv
+}
+
+// decideOther is for pings and for protocols that are not balanced.
+func (w *Worker) decideOther(p *stack.Packet) fate {
+	switch {
+	case !w.snapshot.owns(p.Flow.Dst):
+		return fate{action: actPass}
+	case p.Kind == stack.KindEcho:
+		return fate{action: actEcho}
+	case p.Flow.Protocol == stack.ProtocolICMP, p.Flow.Protocol == stack.ProtocolICMPv6:
+		return dropped(dropUnwanted)
+	}
+	return fate{action: actNoProtocol}
 }
 
 // decideError finds the connection that an ICMP error is about (ipvs.md 5.7 and 5.8). An error never keeps a connection

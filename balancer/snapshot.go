@@ -122,7 +122,7 @@ type vipHint struct {
 }
 
 func newVIPHint(vips map[stack.Addr]struct{}) vipHint {
-	size := 64
+	size := 4096 // bits
 	for size < 64*len(vips) {
 		size *= 2
 	}
