@@ -32,10 +32,10 @@ type Device struct {
 
 // Queue counts the frames of one queue of the device.
 type Queue struct {
-	FramesIn  uint64            `json:"frames_in"`
-	FramesOut uint64            `json:"frames_out"`
-	Wakeups   uint64            `json:"wakeups"`
-	Refused   map[string]uint64 `json:"refused"` // frames that the device did not take, by cause
+	FramesIn  uint64 `json:"frames_in"`
+	FramesOut uint64 `json:"frames_out"`
+	Refused   uint64 `json:"refused"` // frames that the device did not take
+	Wakeups   uint64 `json:"wakeups"` // how often it was idle and had to be woken
 }
 
 // Handler answers the API's requests. status may be called concurrently.
