@@ -24,8 +24,9 @@ type Cmd struct {
 	wait func() error
 }
 
-// Command prepares a program. Unlike its network, its files are those of this process: programs that read
-// /sys/class/net see the wrong links.
+// Command prepares a program, as [exec.CommandContext] does. SysProcAttr is set; what else the program needs there, such
+// as credentials, is to be added to it. Unlike its network, the program's files are those of this process: one that
+// reads /sys/class/net sees the wrong links.
 func (h *Host) Command(ctx context.Context, name string, args ...string) *Cmd {
 	c := &Cmd{Cmd: exec.CommandContext(ctx, name, args...), host: h}
 	c.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
@@ -116,7 +117,13 @@ func (c *Cmd) CombinedOutput() ([]byte, error) {
 }
 
 // kill kills the program and its children. It must not be called after Wait returned, when the number may be another's.
-func (c *Cmd) kill() error { return unix.Kill(-c.Process.Pid, unix.SIGKILL) }
+func (c *Cmd) kill() error {
+	err := unix.Kill(-c.Process.Pid, unix.SIGKILL)
+	if errors.Is(err, unix.ESRCH) { // it has ended, or leads no group
+		err = c.Process.Kill()
+	}
+	return err
+}
 
 // end kills a program that may be running, and waits for it.
 func (c *Cmd) end() {

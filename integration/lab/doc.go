@@ -25,6 +25,27 @@
 // All is made with netlink by the process itself: no program is run, nothing is written to the file system, and nothing
 // outlives the process, not even one that was killed.
 //
+// # Use
+//
+//	n, err := lab.New(lab.Options{Servers: 2})
+//	if err != nil {
+//		return err
+//	}
+//	defer n.Close()
+//	for _, server := range n.Servers {
+//		if _, err := server.ServeHTTP(":80"); err != nil {
+//			return err
+//		}
+//	}
+//	director := n.Director.Command(ctx, "lvsd", "run", "-c", "lvsd.toml")
+//	if err := director.Start(); err != nil {
+//		return err
+//	}
+//	...
+//	response, err := n.Clients[0].HTTPClient().Get("http://" + n.VIP4.String())
+//
+// Tests use package labtest, which also takes the network down and shows its state when a test fails.
+//
 // # Threads
 //
 // A namespace belongs to a thread: the sockets a thread makes, the programs it starts and the /proc/sys/net it sees are

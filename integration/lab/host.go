@@ -40,6 +40,14 @@ type Host struct {
 // (no duplicate address detection), router advertisements and ICMP redirects play no part, and ICMP errors are not rate
 // limited, whatever the defaults of the machine are.
 func NewHost(name string) (*Host, error) {
+	h, err := newHost(name)
+	if err != nil {
+		return nil, fmt.Errorf("host %s: %w", name, err)
+	}
+	return h, nil
+}
+
+func newHost(name string) (*Host, error) {
 	h := &Host{
 		Name:     name,
 		ns:       netns.None(),
@@ -64,8 +72,7 @@ func NewHost(name string) (*Host, error) {
 	}()
 	if err := <-made; err != nil {
 		<-h.ended
-		h.release()
-		return nil, fmt.Errorf("host %s: %w", name, err)
+		return nil, errors.Join(err, h.release())
 	}
 	return h, nil
 }
@@ -199,7 +206,10 @@ func (h *Host) Close() error {
 	}
 	close(h.jobs)
 	<-h.ended
-	return h.release()
+	if err := h.release(); err != nil {
+		return fmt.Errorf("host %s: %w", h.Name, err)
+	}
+	return nil
 }
 
 func (h *Host) release() error {
@@ -210,7 +220,7 @@ func (h *Host) release() error {
 		return nil
 	}
 	if err := unix.Close(int(h.ns)); err != nil {
-		return fmt.Errorf("host %s: close its network namespace: %w", h.Name, err)
+		return fmt.Errorf("close a network namespace: %w", err)
 	}
 	return nil
 }

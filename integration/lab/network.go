@@ -58,13 +58,16 @@ type Network struct {
 	// link of its own; with OneNetwork dc is both.
 	ClientLinks, ServerLinks []string
 
-	options Options
-	hosts   []*Host // all of them, in the order in which they were made
-	cables  []cable
+	options   Options
+	addBridge func(*Host) error
+	hosts     []*Host // all of them, in the order in which they were made
+	cables    []cable
 }
 
 // New builds a network and returns when all its links can carry packets. If that fails, nothing is left of it.
-func New(options Options) (*Network, error) {
+func New(options Options) (*Network, error) { return newNetwork(options, addBridge) }
+
+func newNetwork(options Options, addBridge func(*Host) error) (*Network, error) {
 	if options.Clients == 0 {
 		options.Clients = 1
 	}
@@ -74,7 +77,7 @@ func New(options Options) (*Network, error) {
 	if err := options.validate(); err != nil {
 		return nil, fmt.Errorf("build a lab: %w", err)
 	}
-	n := &Network{options: options, IPv6: hasIPv6() && !options.NoIPv6}
+	n := &Network{options: options, addBridge: addBridge, IPv6: hasIPv6() && !options.NoIPv6}
 	if err := n.build(); err != nil {
 		return nil, errors.Join(fmt.Errorf("build a lab: %w", err), n.Close())
 	}

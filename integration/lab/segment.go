@@ -183,8 +183,9 @@ func (n *Network) joinByBridge(s segment) error {
 	if err != nil {
 		return err
 	}
-	if err := addBridge(sw); err != nil {
-		return err
+	if err := n.addBridge(sw); err != nil {
+		n.hosts = n.hosts[:len(n.hosts)-1]
+		return errors.Join(err, sw.Close())
 	}
 	for i, st := range append([]station{s.gateway}, s.others...) {
 		port := "port" + strconv.Itoa(i)

@@ -96,7 +96,7 @@ func Handler(name string) http.Handler {
 		}
 		w.Header().Set("Content-Length", strconv.FormatInt(n, 10))
 		w.Header().Set("Content-Type", "application/octet-stream")
-		_, _ = io.CopyN(w, Pattern(), n) // fails if the client went away
+		_ = writePattern(w, n) // fails if the client went away
 	})
 	mux.HandleFunc("POST /echo", func(w http.ResponseWriter, r *http.Request) {
 		if err := http.NewResponseController(w).EnableFullDuplex(); err != nil {
@@ -254,6 +254,33 @@ func echoLines(c net.Conn, name string) {
 	}
 }
 
-// Pattern returns an endless stream of bytes, the same each time, in which any piece that is lost, repeated or
-// out of its place shows.
-func Pattern() io.Reader { return rand.NewChaCha8([32]byte{'l', 'v', 's', 'd'}) }
+// Pattern returns an endless stream of bytes, the same each time, in which a piece that is lost, repeated or out of its
+// place shows. It is made of one random block again and again, whose length is a prime, to be cheap to make.
+func Pattern() io.Reader { return new(pattern) }
+
+// patternBlock is never changed.
+var patternBlock = sync.OnceValue(func() []byte {
+	b := make([]byte, 1<<20-3)
+	_, _ = rand.NewChaCha8([32]byte{'l', 'v', 's', 'd'}).Read(b) // never fails
+	return b
+})
+
+// A pattern is a place in the block.
+type pattern int
+
+func (p *pattern) Read(b []byte) (int, error) {
+	block := patternBlock()
+	n := copy(b, block[*p:])
+	*p = (*p + pattern(n)) % pattern(len(block))
+	return n, nil
+}
+
+// writePattern writes the first n bytes of the pattern, without copying them.
+func writePattern(w io.Writer, n int64) error {
+	for block := patternBlock(); n > 0; n -= int64(len(block)) {
+		if _, err := w.Write(block[:min(n, int64(len(block)))]); err != nil {
+			return err
+		}
+	}
+	return nil
+}

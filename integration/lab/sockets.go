@@ -39,7 +39,7 @@ func (h *Host) ListenPacket(network, address string) (c net.PacketConn, err erro
 // nobody in a lab to resolve a name.
 func (h *Host) Dial(ctx context.Context, network, address string) (c net.Conn, err error) {
 	if _, err := netip.ParseAddrPort(address); err != nil {
-		return nil, fmt.Errorf("host %s: dial %s: %w", h.Name, network, err)
+		return nil, fmt.Errorf("host %s: dial %s %s: %w", h.Name, network, address, err)
 	}
 	err = h.Do(func() error {
 		c, err = new(net.Dialer).DialContext(ctx, network, address)

@@ -17,7 +17,7 @@ import (
 
 // Check returns nil if this process can make hosts. Otherwise the error says what is missing and what to do.
 func Check() error {
-	h, err := NewHost("check")
+	h, err := newHost("check")
 	if err != nil {
 		return err
 	}
