@@ -52,7 +52,7 @@ func tryClaim(name string, multi bool) (fd int, err error) {
 			return -1, mismatch(name, multi)
 		}
 		if err := remove(name, isMulti(found)); err != nil {
-			return -1, fmt.Errorf("remove the device that was left behind: %w", err)
+			return -1, err
 		}
 		found = nil
 	}
@@ -69,9 +69,9 @@ func tryClaim(name string, multi bool) (fd int, err error) {
 		return -1, err
 	}
 	if !owned {
-		if err := unix.IoctlSetInt(fd, unix.TUNSETPERSIST, 0); err != nil {
+		if err := unpersist(fd); err != nil {
 			unix.Close(fd)
-			return -1, fmt.Errorf("make the device end with this process: %w", err)
+			return -1, err
 		}
 	}
 	return fd, nil
@@ -113,7 +113,7 @@ func create(name string, multi bool) error {
 		PlatformSpecificParams: water.PlatformSpecificParams{Name: name, Persist: true, MultiQueue: multi},
 	})
 	if err != nil {
-		return advise("create the device", err)
+		return advise("make the device", err, deviceAdvice)
 	}
 	return device.Close()
 }
@@ -127,7 +127,7 @@ func mayCreate(name string) error {
 	}
 	defer unix.Close(fd)
 	if err := setInterface(fd, name, unix.IFF_NO_PI); err != nil && !errors.Is(err, unix.EINVAL) {
-		return advise("create the device", err)
+		return advise("make the device", err, deviceAdvice)
 	}
 	return nil
 }
@@ -139,7 +139,15 @@ func remove(name string, multi bool) error {
 		return err
 	}
 	defer unix.Close(fd)
-	return unix.IoctlSetInt(fd, unix.TUNSETPERSIST, 0)
+	return unpersist(fd)
+}
+
+// unpersist makes a device end with its last descriptor.
+func unpersist(fd int) error {
+	if err := unix.IoctlSetInt(fd, unix.TUNSETPERSIST, 0); err != nil {
+		return fmt.Errorf("make the device end with its last queue: %w", err)
+	}
+	return nil
 }
 
 // attachAlone attaches a descriptor to a device that has no other, or returns ErrBusy.
@@ -187,7 +195,7 @@ func attach(name string, multi bool) (fd int, err error) {
 	case errors.Is(err, unix.EBUSY):
 		return -1, ErrBusy
 	case err != nil:
-		return -1, advise("attach to the device", err)
+		return -1, advise("attach to the device", err, deviceAdvice)
 	}
 	// Without the header the offloads would be granted all the same, and packets come incomplete and undescribed.
 	got, err := unix.NewIfreq(name)
@@ -213,8 +221,9 @@ func setInterface(fd int, name string, flags uint16) error {
 	return unix.IoctlIfreq(fd, unix.TUNSETIFF, request)
 }
 
-// setOffloads switches offloads on or off for all queues of a device and returns what the kernel agreed to.
-func setOffloads(fd int, on bool) (Offloads, error) {
+// setOffloads switches offloads on or off, for all queues of a device, and returns what the kernel agreed to. set is
+// TUNSETOFFLOAD.
+func setOffloads(on bool, set func(bits int) error) (Offloads, error) {
 	const (
 		tso = unix.TUN_F_CSUM | unix.TUN_F_TSO4 | unix.TUN_F_TSO6 | unix.TUN_F_TSO_ECN
 		uso = unix.TUN_F_USO4 | unix.TUN_F_USO6
@@ -224,15 +233,18 @@ func setOffloads(fd int, on bool) (Offloads, error) {
 		wanted = []int{0}
 	}
 	var err error
-	for _, set := range wanted {
-		if err = unix.IoctlSetInt(fd, unix.TUNSETOFFLOAD, set); err == nil {
+	for _, bits := range wanted {
+		if err = set(bits); err == nil {
 			return Offloads{
-				Checksum: set&unix.TUN_F_CSUM != 0,
-				TSO4:     set&unix.TUN_F_TSO4 != 0,
-				TSO6:     set&unix.TUN_F_TSO6 != 0,
-				ECN:      set&unix.TUN_F_TSO_ECN != 0,
-				USO:      set&uso != 0,
+				Checksum: bits&unix.TUN_F_CSUM != 0,
+				TSO4:     bits&unix.TUN_F_TSO4 != 0,
+				TSO6:     bits&unix.TUN_F_TSO6 != 0,
+				ECN:      bits&unix.TUN_F_TSO_ECN != 0,
+				USO:      bits&uso != 0,
 			}, nil
+		}
+		if !errors.Is(err, unix.EINVAL) {
+			break
 		}
 	}
 	return Offloads{}, fmt.Errorf("set the device's offloads: %w", err)
@@ -244,6 +256,6 @@ func mismatch(name string, multi bool) error {
 	if multi {
 		has, how = "one queue only", "mode tun multi_queue"
 	}
-	return fmt.Errorf("%w: the device was made for a user and for %s; let it be made again by `ip tuntap del dev %s mode tun` "+
-		"and `ip tuntap add dev %s %s user USER`, or ask for another number of queues", unix.EINVAL, has, name, name, how)
+	return fmt.Errorf("%w: the device was made for a user and for %s; let it be made again by "+
+		"`ip tuntap del dev %s mode tun` and `ip tuntap add dev %s %s user USER`, or ask for another number of queues", unix.EINVAL, has, name, name, how)
 }

@@ -3,7 +3,6 @@ package tun
 import (
 	"errors"
 	"fmt"
-	"net"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -76,14 +75,20 @@ func open(c DeviceConfig) (d *Device, err error) {
 			return nil, err
 		}
 	}
-	if d.offloads, err = setOffloads(first, c.Offload); err != nil {
-		return nil, err
-	}
-	link, err := net.InterfaceByName(c.Name)
+	d.offloads, err = setOffloads(c.Offload, func(bits int) error {
+		return unix.IoctlSetInt(first, unix.TUNSETOFFLOAD, bits)
+	})
 	if err != nil {
 		return nil, err
 	}
-	d.index = link.Index
+	made, err := find(c.Name)
+	if err == nil && made == nil {
+		err = ErrGone
+	}
+	if err != nil {
+		return nil, err
+	}
+	d.index = made.Attrs().Index
 	return d, nil
 }
 

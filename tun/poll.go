@@ -75,11 +75,12 @@ func (q *pollQueue) Read() ([][]byte, error) {
 	}
 }
 
-// readBatch reads frames into q.batch until there are no more or the batch is full. An error that comes after the first
-// frame is left to the next call.
+// readBatch reads frames into q.batch until there are no more or it has tried often enough to fill the batch. An error
+// that comes with frames comes again without.
 func (q *pollQueue) readBatch() (n int, err error) {
 	bytes := 0
-	for n < len(q.batch) && bytes < batchBytes && err == nil {
+reading:
+	for tries := 0; tries < len(q.batch) && bytes < batchBytes; tries++ {
 		frame := q.buffer(n)
 		length, _, errno := unix.RawSyscall(unix.SYS_READ, uintptr(q.fd), uintptr(unsafe.Pointer(&frame[0])), MaxFrame)
 		switch errno {
@@ -87,24 +88,21 @@ func (q *pollQueue) readBatch() (n int, err error) {
 			q.batch[n] = frame[:length]
 			bytes += int(length)
 			n++
-			continue
 		case unix.EINTR:
-			continue
 		case unix.EINVAL:
 			q.unreadable.Add(1)
-			continue
 		case unix.EAGAIN:
+			break reading
 		case unix.EBADFD:
 			err = ErrGone
+			break reading
 		default:
 			err = errno
+			break reading
 		}
-		break
 	}
-	if n > 0 {
-		q.framesIn.Add(uint64(n))
-		q.bytesIn.Add(uint64(bytes))
-	}
+	q.framesIn.Add(uint64(n))
+	q.bytesIn.Add(uint64(bytes))
 	return n, err
 }
 

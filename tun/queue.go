@@ -19,9 +19,10 @@ var ErrGone = errors.New("the tun device was deleted")
 // Queue is one of the queues of a device. It moves frames and knows nothing of what is in them. Read and Write are for
 // one goroutine; Stats and Close may be called by others at any time.
 type Queue interface {
-	// Read waits for at least one frame and returns a batch of what is there. Frames and batch belong to the queue; the
-	// caller may use them, and change the frames within their capacity of MaxFrame bytes, until the next Read. What
-	// Close does to the queue does not invalidate them.
+	// Read waits for at least one frame and returns a batch of what is there. Batch and frames belong to the queue and
+	// are lent until the next Read: the caller may use the batch as a scratch and change the frames within their
+	// capacity of MaxFrame bytes. Close does not end the loan, but the memory goes with the queue and the batch: a frame
+	// alone does not keep it.
 	//
 	// An error means that the queue is dead: os.ErrClosed after Close, ErrGone after the device was deleted.
 	Read() ([][]byte, error)

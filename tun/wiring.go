@@ -18,7 +18,7 @@ const (
 	DefaultPriority = 100
 
 	maxTable    = 1<<31 - 1
-	maxPriority = 32765 // just before the main table, which would answer first otherwise
+	maxPriority = 32764 // with the next, just before the main table, which would answer first otherwise
 )
 
 // RouteProtocol is the number under which lvsd makes its routes, rules and proxy neighbours ("proto 76" in the output of
@@ -38,7 +38,8 @@ type WiringConfig struct {
 	// Table is the routing table for the way back from real servers; DefaultTable if 0. It is also what tells the
 	// objects of this director from those of another in the same namespace, so each needs its own.
 	Table int
-	// Priority is that of the rules that lead into the table; DefaultPriority if 0.
+	// Priority is that of the rules that lead into the table; DefaultPriority if 0. Rules for single real servers have
+	// the next one.
 	Priority int
 }
 
@@ -74,6 +75,9 @@ func (c WiringConfig) validate() error {
 // ordinary routes (0 for IPv4, 1024 for IPv6), and tells the director's table, so that the VIPs of a director that died
 // can be told from those of another.
 func (c WiringConfig) backstopMetric() int { return 4096 + c.Table }
+
+// narrowPriority is the priority of rules with a source address. It only has to differ from that of rules without.
+func (c WiringConfig) narrowPriority() int { return c.Priority + 1 }
 
 // Target is what a namespace is wired for.
 type Target struct {
@@ -142,11 +146,15 @@ type Wiring struct {
 	complaint             string    // the error that was logged last
 }
 
-// NewWiring opens what is needed to look after the calling thread's network namespace. It changes nothing yet.
+// NewWiring opens what is needed to look after the calling thread's network namespace. It changes nothing yet. The log,
+// which may be nil, gets what Watch did by itself.
 func NewWiring(c WiringConfig, log *slog.Logger) (*Wiring, error) {
 	c = c.withDefaults()
 	if err := c.validate(); err != nil {
 		return nil, err
+	}
+	if log == nil {
+		log = slog.New(slog.DiscardHandler)
 	}
 	k, err := openKernel()
 	if err != nil {
@@ -174,6 +182,9 @@ func (w *Wiring) Apply(t Target) ([]Remark, error) {
 	defer w.mu.Unlock()
 	if w.isClosed() {
 		return nil, errClosed
+	}
+	if w.kernel.sysctls.v6 == nil && slices.ContainsFunc(t.VIPs, netip.Addr.Is6) {
+		return nil, errors.New("there are IPv6 VIPs, but the kernel has no IPv6: start it without ipv6.disable=1, or serve IPv4 only")
 	}
 	w.target, w.applied = t, true
 	w.prepared = 0

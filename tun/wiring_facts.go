@@ -96,6 +96,10 @@ func (k *kernel) facts(c WiringConfig, t Target, defaults []defaultRoute) (*fact
 		}
 	}
 	for _, rip := range t.RIPs {
+		if _, vip := slices.BinarySearchFunc(t.VIPs, rip, netip.Addr.Compare); vip {
+			f.ways[rip] = way{problem: "it is a VIP, so packets for it come back to the director"}
+			continue
+		}
 		if f.ways[rip], err = k.way(rip); err != nil {
 			return nil, fmt.Errorf("look up the route to real server %s: %w", rip, err)
 		}

@@ -230,7 +230,7 @@ func gone(err error) error {
 type foundRule struct {
 	rule
 	protocol int
-	selects  bool // it has further conditions
+	selects  bool // it has conditions that our rules never have
 }
 
 func (k *kernel) listRules() (rules []foundRule, err error) {
@@ -269,26 +269,23 @@ func parseRule(m []byte) (foundRule, bool) {
 		return foundRule{}, false
 	}
 	r := foundRule{rule: rule{v6: header.Family == unix.AF_INET6, table: int(header.Table)}}
+	r.selects = header.Flags&netlink.FibRuleInvert != 0 || header.Tos != 0
 	for _, a := range attributes {
-		number := 0
-		if len(a.Value) == 4 {
-			number = int(nl.NativeEndian().Uint32(a.Value))
-		}
 		switch a.Attr.Type {
 		case nl.FRA_TABLE:
-			r.table = number
+			r.table = number(a.Value)
 		case nl.FRA_PRIORITY:
-			r.priority = number
+			r.priority = number(a.Value)
 		case nl.FRA_IIFNAME:
 			r.iif = unix.ByteSliceToString(a.Value)
 		case nl.FRA_PROTOCOL:
 			r.protocol = int(firstByte(a.Value))
 		case nl.FRA_SRC:
 			r.from, _ = netip.AddrFromSlice(a.Value)
-			r.selects = true
+			r.selects = r.selects || int(header.Src_len) != r.from.BitLen()
 		case nl.FRA_IP_PROTO:
 			r.icmp = firstByte(a.Value) == icmpProtocol(r.v6)
-			r.selects = true
+			r.selects = r.selects || !r.icmp
 		case nl.FRA_DST, nl.FRA_FWMARK, nl.FRA_TUN_ID, nl.FRA_OIFNAME, nl.FRA_UID_RANGE, nl.FRA_SPORT_RANGE, nl.FRA_DPORT_RANGE:
 			r.selects = true
 		}
@@ -303,14 +300,12 @@ func icmpProtocol(v6 bool) byte {
 	return unix.IPPROTO_ICMP
 }
 
-func (k *kernel) addRule(r rule) error {
-	err := k.changeRule(r, unix.RTM_NEWRULE, unix.NLM_F_CREATE|unix.NLM_F_EXCL)
-	if errors.Is(err, unix.EEXIST) {
-		return nil // somebody made the same
-	}
-	return err
-}
+// addRule adds a rule that is known not to be there. The kernel does not help to find out: asked to add no duplicate, it
+// takes a rule without a source address for a duplicate of one with.
+func (k *kernel) addRule(r rule) error { return k.changeRule(r, unix.RTM_NEWRULE, unix.NLM_F_CREATE) }
 
+// deleteRule deletes a rule. The kernel deletes the first that has all that is asked for, if it also has a source
+// address that was not asked for. So rules with and without one must differ in something else, see narrowPriority.
 func (k *kernel) deleteRule(r rule) error { return gone(k.changeRule(r, unix.RTM_DELRULE, 0)) }
 
 func (k *kernel) changeRule(r rule, kind, flags int) error {
@@ -440,6 +435,14 @@ func (k *kernel) failedNeighbours() (map[hop]struct{}, error) {
 // probe makes the kernel ask for a neighbour as if there were a packet for it.
 func (k *kernel) probe(h hop) error {
 	return k.NeighSet(&netlink.Neigh{LinkIndex: h.index, IP: h.addr.AsSlice(), Flags: netlink.NTF_USE, State: netlink.NUD_NONE})
+}
+
+// number reads an attribute that is a number of four bytes.
+func number(b []byte) int {
+	if len(b) != 4 {
+		return 0
+	}
+	return int(nl.NativeEndian().Uint32(b))
 }
 
 func firstByte(b []byte) byte {

@@ -123,8 +123,8 @@ func (p *plan) leadIn(c WiringConfig, vips []netip.Addr, f *facts) {
 		}
 		for _, l := range f.neighbours(c, vip) {
 			p.proxies[proxy{vip, l.index}] = struct{}{}
-			if key := l; !answering[key] {
-				answering[key] = true
+			if !answering[l] {
+				answering[l] = true
 				p.answer(l, vip.Is6())
 			}
 		}
@@ -183,6 +183,7 @@ func (p *plan) leadBack(c WiringConfig, v6 bool, t Target, f *facts) {
 	for _, rip := range t.RIPs {
 		w := f.ways[rip]
 		switch problem, remedy := f.obstacle(c, w, rip); {
+		case w.local && c.Manual: // the operator may have found a way
 		case problem != "":
 			p.remark(rip.String(), problem, remedy)
 		default:
@@ -209,6 +210,7 @@ func (p *plan) leadBack(c WiringConfig, v6 bool, t Target, f *facts) {
 			p.rules[r] = struct{}{}
 			continue
 		}
+		r.priority = c.narrowPriority()
 		for _, rip := range w.rips {
 			r.from = rip
 			p.rules[r] = struct{}{}

@@ -134,8 +134,8 @@ func (e *events) read() error {
 		switch {
 		case errors.Is(err, unix.ENOBUFS):
 			e.note(changedUnknown)
-		case errors.Is(err, os.ErrClosed) || errors.Is(err, unix.EBADF):
-			return nil
+		case errors.Is(err, os.ErrClosed) || errors.Is(err, unix.EBADF) || errors.Is(err, unix.EAGAIN):
+			return nil // it was closed; the library says so by EAGAIN if it was waiting, and there is no other cause for that
 		case errors.Is(err, unix.EINTR):
 		case err != nil:
 			return fmt.Errorf("read network events: %w", err)
@@ -193,7 +193,6 @@ func (i *interest) classifyRoute(m syscall.NetlinkMessage) change {
 	if err != nil {
 		return changedNamespace
 	}
-	native := nl.NativeEndian()
 	addr := netip.IPv4Unspecified()
 	if header.Family == unix.AF_INET6 {
 		addr = netip.IPv6Unspecified()
@@ -204,11 +203,11 @@ func (i *interest) classifyRoute(m syscall.NetlinkMessage) change {
 		case unix.RTA_DST:
 			addr, _ = netip.AddrFromSlice(a.Value)
 		case unix.RTA_OIF:
-			r.device = int(native.Uint32(a.Value))
+			r.device = number(a.Value)
 		case unix.RTA_TABLE:
-			r.table = int(native.Uint32(a.Value))
+			r.table = number(a.Value)
 		case unix.RTA_PRIORITY:
-			r.metric = int(native.Uint32(a.Value))
+			r.metric = number(a.Value)
 		}
 	}
 	r.prefix = netip.PrefixFrom(addr, int(header.Dst_len))

@@ -143,7 +143,8 @@ func (k *kernel) wire(c WiringConfig, f *facts, want objects) (changed int, rema
 	addRoutes(replies)
 	addedRules, removedRules := difference(want.rules, have.rules, compareRules)
 	for _, r := range addedRules {
-		if !failures.hopeless() {
+		as := func(x foundRule) bool { return x.rule == r && !x.selects }
+		if !failures.hopeless() && !slices.ContainsFunc(f.rules, as) { // one of the operator's does as well
 			do("add", r, k.addRule(r))
 		}
 	}
