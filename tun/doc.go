@@ -55,7 +55,7 @@
 //	default dev lvs0                route, table 100    the way back
 //	iif eth1 lookup 100             rule                what real servers send takes it (see plan.leadBack for when it is narrower)
 //	proxy VIP dev eth0              neighbour           eth0's subnet has the VIP, so hosts there ask for it
-//	ip_forward, accept_local, ...   sysctls             see plan.forward and plan.answer
+//	ip_forward, accept_local, ...   sysctls             see plan.forward4, forward6 and answer
 //
 // There is one way for a start, a reload, the start after a crash and the repair of what somebody took away: look at the
 // namespace (facts), decide what should be there (plan, which asks nobody), compare with what is there and is ours, and
@@ -63,7 +63,8 @@
 // that a killed process changed stay changed. Objects carry [RouteProtocol]; wiring_wire.go tells whose they are when
 // several directors share a namespace.
 //
-// [Wiring.Watch] follows netlink events and looks again when one may matter. It also reports [Paths]: what the director
+// [Wiring.Watch] follows netlink events and looks again when one may matter. It runs in the goroutine of its caller and
+// starts one more, which reads the events and ends with it. It also reports [Paths]: what the director
 // must know of its surroundings to answer in place of its kernel, whose own errors would name addresses that a client
 // never heard of, and to never write a packet that would come back. A change of services goes to the director first and
 // to Apply second, so that the director knows a VIP before its packets come; Paths.Owned keeps it from handing on those

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"os"
 	"slices"
 	"testing"
 
@@ -89,6 +90,51 @@ func TestPaths(t *testing.T) {
 	}
 	if !paths.SendLocal {
 		t.Error("SendLocal is not set")
+	}
+}
+
+// TestPathMTU has a router behind dr tell of a narrower link.
+func TestPathMTU(t *testing.T) {
+	b := newBed(t)
+	b.device(testDevice)
+	b.server.Do(func() {
+		check(t, os.WriteFile("/proc/sys/net/ipv4/ip_forward", []byte("1"), 0o644))
+		check(t, os.WriteFile("/proc/sys/net/ipv6/conf/all/forwarding", []byte("1"), 0o644))
+		narrow := &netlink.Tuntap{LinkAttrs: netlink.LinkAttrs{Name: "narrow"}, Mode: netlink.TUNTAP_MODE_TUN, Queues: 1, NonPersist: true}
+		check(t, netlink.LinkAdd(narrow))
+		t.Cleanup(func() { narrow.Fds[0].Close() })
+		check(t, netlink.LinkSetMTU(narrow, 1300))
+		check(t, netlink.LinkSetUp(narrow))
+		for _, prefix := range []string{"10.77.0.0/16", "fd00:77::/64"} {
+			check(t, netlink.RouteAdd(&netlink.Route{Dst: cidr(prefix), LinkIndex: linkByName(t, "narrow").Attrs().Index, Scope: netlink.SCOPE_LINK}))
+		}
+	})
+	addRoute(t, b.director, netlink.Route{Dst: cidr("10.77.0.0/16"), Gw: net.ParseIP("10.0.2.4")})
+	addRoute(t, b.director, netlink.Route{Dst: cidr("fd00:77::/64"), Gw: net.ParseIP("fd00:2::4")})
+	w := b.wiring(WiringConfig{})
+	target := Target{VIPs: both.VIPs, RIPs: addrs("10.77.0.1", "fd00:77::1")}
+	b.apply(w, target)
+	for _, rip := range target.RIPs {
+		b.director.Do(func() {
+			conn := must(net.Dial("udp", netip.AddrPortFrom(rip, 9).String()))
+			defer conn.Close()
+			raw := must(conn.(*net.UDPConn).SyscallConn())
+			check(t, raw.Control(func(fd uintptr) {
+				level, option := unix.IPPROTO_IP, unix.IP_MTU_DISCOVER
+				if rip.Is6() {
+					level, option = unix.IPPROTO_IPV6, unix.IPV6_MTU_DISCOVER
+				}
+				check(t, unix.SetsockoptInt(int(fd), level, option, unix.IP_PMTUDISC_DO))
+			}))
+			eventually(t, func() error {
+				_, _ = conn.Write(make([]byte, 1400)) // the answer to it is an error of a later one
+				paths := must(w.Paths())
+				if mtu := paths.Servers[rip].MTU; mtu != 1300 {
+					return fmt.Errorf("MTU to %s is %d", rip, mtu)
+				}
+				return nil
+			})
+		})
 	}
 }
 

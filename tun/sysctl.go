@@ -199,9 +199,9 @@ type setting struct {
 	told   string // a remark about the change, if it was made
 }
 
-// set makes the settings that differ. After a needed one that fails, the others of its family are left alone.
-func (k *kernel) set(settings []setting) ([]Remark, error) {
-	var remarks []Remark
+// set makes the settings that differ, and returns how many it changed. After a needed one that fails, the others of its
+// family are left alone.
+func (k *kernel) set(settings []setting) (changed int, remarks []Remark, err error) {
 	var errs []error
 	skip := make(map[string]bool)
 	for _, s := range settings {
@@ -219,6 +219,7 @@ func (k *kernel) set(settings []setting) ([]Remark, error) {
 		key := sysctlKey(s.name)
 		switch {
 		case err == nil:
+			changed++
 			if s.told != "" {
 				remarks = append(remarks, Remark{About: key, Problem: s.told})
 			}
@@ -235,7 +236,7 @@ func (k *kernel) set(settings []setting) ([]Remark, error) {
 			})
 		}
 	}
-	return remarks, errors.Join(errs...)
+	return changed, remarks, errors.Join(errs...)
 }
 
 // remedy tells how to make a setting from outside.

@@ -204,7 +204,7 @@ func (w *Wiring) isClosed() bool {
 	}
 }
 
-// refresh looks at the namespace, makes it fit the target, and tells how many objects it had to change for that. Its
+// refresh looks at the namespace, makes it fit the target, and tells how many things it had to change for that. Its
 // caller holds the lock.
 func (w *Wiring) refresh(withDefaults bool) (changed int, err error) {
 	k, c := w.kernel, w.config
@@ -230,12 +230,10 @@ func (w *Wiring) refresh(withDefaults bool) (changed int, err error) {
 	w.events.follow(c, w.target, f, p)
 	remarks := p.remarks
 	if w.applied && err == nil && !c.Manual {
-		var fromSysctls, fromWiring []Remark
-		var wireErr error
-		fromSysctls, err = k.set(p.settings)
-		changed, fromWiring, wireErr = k.wire(c, f, p.objects)
+		set, fromSysctls, setErr := k.set(p.settings)
+		wired, fromWiring, wireErr := k.wire(c, f, p.objects)
+		changed, err = set+wired, errors.Join(setErr, wireErr)
 		remarks = slices.Concat(remarks, fromSysctls, fromWiring)
-		err = errors.Join(err, wireErr)
 	}
 	owned, ownedErr := k.ownedPrefixes(c, f)
 	w.last, w.owned, w.remarks = f, owned, remarks

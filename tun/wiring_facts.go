@@ -281,7 +281,7 @@ func (k *kernel) prepareDevice(l *link) error {
 
 // permission adds to an error what the user can do about it, if it is about permission.
 func permission(err error) error {
-	if errors.Is(err, unix.EPERM) || errors.Is(err, unix.EACCES) {
+	if errors.Is(err, unix.EPERM) {
 		return fmt.Errorf("%w; lvsd needs CAP_NET_ADMIN in its network namespace: run it as root, give its container "+
 			"`--cap-add NET_ADMIN`, or wire the namespace yourself and set routes to \"manual\"", err)
 	}

@@ -199,16 +199,7 @@ func (r route) message() *netlink.Route {
 	return m
 }
 
-// errForeign says that there is such an object already, and that it is somebody else's.
-var errForeign = errors.New("it exists already")
-
-func (k *kernel) addRoute(r route) error {
-	err := k.RouteAdd(r.message())
-	if errors.Is(err, unix.EEXIST) {
-		return errForeign
-	}
-	return err
-}
+func (k *kernel) addRoute(r route) error { return k.RouteAdd(r.message()) }
 
 func (k *kernel) deleteRoute(r route) error {
 	m := r.message()

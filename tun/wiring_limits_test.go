@@ -42,6 +42,15 @@ func TestBadConfigAndTarget(t *testing.T) {
 	}
 }
 
+// TestIPv6Disabled has new interfaces come without IPv6, as in many containers.
+func TestIPv6Disabled(t *testing.T) {
+	b := newBed(t)
+	b.sysctl("ipv6/conf/default/disable_ipv6", "1")
+	b.device(testDevice)
+	b.apply(b.wiring(WiringConfig{}), both)
+	b.has(`route fd00:96::10/128 type 1 dev "lvs0"`, true)
+}
+
 func TestNoIPv6(t *testing.T) {
 	b := newBed(t)
 	b.device(testDevice)
@@ -237,7 +246,16 @@ func TestReadOnlySysctls(t *testing.T) {
 
 // TestManual changes nothing but the device, and runs the commands for the rest.
 func TestManual(t *testing.T) {
-	b := newBed(t)
+	t.Run("wide rules", func(t *testing.T) { testManual(t, newBed(t)) })
+	t.Run("narrow rules", func(t *testing.T) {
+		b := newBed(t)
+		addRoute(t, b.director, netlink.Route{Dst: cidr("0.0.0.0/0"), Gw: net.ParseIP("10.0.2.4")})
+		addRoute(t, b.director, netlink.Route{Dst: cidr("::/0"), Gw: net.ParseIP("fd00:2::4")})
+		testManual(t, b)
+	})
+}
+
+func testManual(t *testing.T, b *bed) {
 	b.device(testDevice)
 	auto := b.wiring(WiringConfig{})
 	b.apply(auto, both)

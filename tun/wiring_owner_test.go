@@ -196,6 +196,10 @@ func TestOthersStay(t *testing.T) {
 			t.Errorf("Apply removed: %s", line)
 		}
 	}
+	if _, err := w.Apply(Target{VIPs: addrs("10.97.0.10", "fd00:97::10")}); err == nil || strings.Count(err.Error(), "another director's by lvs1") != 2 {
+		t.Errorf("VIPs of another director's: %v", err)
+	}
+	b.apply(w, both)
 	if rule := `rule 101 family 2 priority 101 from 10.0.2.2/32 iif "dr" ipproto 0 table 100 protocol 76`; !slices.Contains(with, rule) {
 		t.Errorf("real servers behind one interface with another director's: no %s", rule)
 	}

@@ -46,7 +46,11 @@ func (c WiringConfig) plan(t Target, f *facts) *plan {
 		if len(family.VIPs) == 0 {
 			continue
 		}
-		p.forward(c, v6, f)
+		if v6 {
+			p.forward6(c, f)
+		} else {
+			p.forward4(c, f)
+		}
 		p.leadIn(c, family.VIPs, f)
 		p.leadBack(c, v6, family, f)
 	}
@@ -68,29 +72,30 @@ func (p *plan) remark(about, problem, remedy string) {
 	p.remarks = append(p.remarks, Remark{about, problem, remedy})
 }
 
-// forward lets the kernel forward packets of a family, and take what comes out of the device.
-func (p *plan) forward(c WiringConfig, v6 bool, f *facts) {
-	device := "ipv4/conf/" + c.Device + "/"
-	if !v6 {
-		p.settings = append(p.settings,
-			setting{name: "ipv4/ip_forward", value: "1", need: needed, why: "the kernel forwards nothing to real servers or clients"},
-			setting{name: device + "forwarding", value: "1", need: needed, why: "the kernel drops what the director sends",
-				before: "ipv4/conf/default/forwarding"},
-			// ICMP errors about replies come from the director's own kernel. Translated, they leave the device with one
-			// of its addresses as the source.
-			setting{name: device + "accept_local", value: "1", need: helps, before: "ipv4/conf/default/accept_local",
-				why: "ICMP errors of the director's own kernel reach real servers under the client's address"})
-		if !f.strict {
-			// Packets from anywhere else pass any reverse path filter, because the reverse lookup matches the reply
-			// rules. For a local source every filter but none refuses an interface without an address (measured).
-			p.settings = append(p.settings, setting{name: device + "rp_filter", value: "0", need: helps,
-				before: "ipv4/conf/default/rp_filter", why: "accept_local has no effect"})
-		}
-		return
+// forward4 lets the kernel forward IPv4, and take what comes out of the device.
+func (p *plan) forward4(c WiringConfig, f *facts) {
+	device, others := "ipv4/conf/"+c.Device+"/", "ipv4/conf/default/"
+	p.settings = append(p.settings,
+		setting{name: "ipv4/ip_forward", value: "1", need: needed, why: "the kernel forwards nothing to real servers or clients"},
+		setting{name: device + "forwarding", before: others + "forwarding", value: "1", need: needed,
+			why: "the kernel drops what the director sends"},
+		// ICMP errors about replies come from the director's own kernel. Translated, they leave the device with one of
+		// its addresses as the source.
+		setting{name: device + "accept_local", before: others + "accept_local", value: "1", need: helps,
+			why: "ICMP errors of the director's own kernel reach real servers under the client's address"})
+	if !f.strict {
+		// Packets from anywhere else pass any reverse path filter, because the reverse lookup matches the reply rules. For
+		// a local source every filter but none refuses an interface without an address (measured).
+		p.settings = append(p.settings, setting{name: device + "rp_filter", before: others + "rp_filter", value: "0", need: helps,
+			why: "accept_local has no effect"})
 	}
-	device = "ipv6/conf/" + c.Device + "/"
-	p.settings = append(p.settings, setting{name: device + "disable_ipv6", value: "0", need: needed,
-		why: "no IPv6 route can lead into the device", before: "ipv6/conf/default/disable_ipv6"})
+}
+
+// forward6 does the same for IPv6.
+func (p *plan) forward6(c WiringConfig, f *facts) {
+	device, others := "ipv6/conf/"+c.Device+"/", "ipv6/conf/default/"
+	p.settings = append(p.settings, setting{name: device + "disable_ipv6", before: others + "disable_ipv6", value: "0", need: needed,
+		why: "no IPv6 route can lead into the device"})
 	// A host that becomes a router drops the default routes that it learned from other routers, unless accept_ra is 2.
 	for _, d := range f.defaults {
 		if l := f.links[d.index]; l != nil && d.advertised && f.accepting[d.index] {
@@ -102,8 +107,8 @@ func (p *plan) forward(c WiringConfig, v6 bool, f *facts) {
 	}
 	p.settings = append(p.settings,
 		setting{name: "ipv6/conf/all/forwarding", value: "1", need: needed, why: "the kernel forwards no IPv6 to real servers or clients"},
-		setting{name: device + "forwarding", value: "1", need: needed, why: "the kernel drops the IPv6 packets that the director sends",
-			before: "ipv6/conf/default/forwarding"})
+		setting{name: device + "forwarding", before: others + "forwarding", value: "1", need: needed,
+			why: "the kernel drops the IPv6 packets that the director sends"})
 }
 
 // leadIn leads packets for VIPs into the device.
@@ -190,21 +195,15 @@ func (p *plan) leadBack(c WiringConfig, v6 bool, t Target, f *facts) {
 			behind[w.index] = append(behind[w.index], rip)
 		}
 	}
+	var ways []wayBack
 	for index, rips := range behind {
 		if l := f.links[index]; l != nil {
-			p.ways = append(p.ways, wayBack{v6, l, rips, f.sharedWithClients(c, v6, index, t.VIPs)})
+			ways = append(ways, wayBack{v6, l, rips, f.sharedWithClients(c, v6, index, t.VIPs)})
 		}
 	}
-	slices.SortStableFunc(p.ways, func(a, b wayBack) int {
-		if a.v6 != b.v6 {
-			return cmp.Compare(btoi(a.v6), btoi(b.v6))
-		}
-		return cmp.Compare(a.link.name, b.link.name)
-	})
-	for _, w := range p.ways {
-		if w.v6 != v6 {
-			continue
-		}
+	slices.SortFunc(ways, func(a, b wayBack) int { return cmp.Compare(a.link.name, b.link.name) })
+	p.ways = append(p.ways, ways...)
+	for _, w := range ways {
 		r := rule{v6: v6, iif: w.link.name, priority: c.Priority, table: c.Table}
 		if w.narrow == "" {
 			p.rules[r] = struct{}{}
@@ -229,13 +228,6 @@ func (p *plan) leadBack(c WiringConfig, v6 bool, t Target, f *facts) {
 		}
 		p.routes[route{prefix, c.Table, defaultMetric(prefix.Addr()), f.device.index}] = struct{}{}
 	}
-}
-
-func btoi(b bool) int {
-	if b {
-		return 1
-	}
-	return 0
 }
 
 // obstacle says why packets cannot go from the director to a real server and back, or nothing.

@@ -104,100 +104,91 @@ func (k *kernel) wire(c WiringConfig, f *facts, want objects) (changed int, rema
 		}
 	}
 	var failures failures
-	do := func(what string, object fmt.Stringer, err error) {
-		if err != nil {
-			failures.add(fmt.Errorf("%s %s: %w", what, object, err))
+	do := func(what string, object fmt.Stringer, change func() error) {
+		if failures.hopeless() {
 			return
 		}
-		changed++
-	}
-
-	added, removed := difference(want.routes, have.routes, compareRoutes)
-	// A route to the same place by a device that is gone stands in the way of the new one.
-	for _, r := range removed {
-		if r.device != 0 && (f.device == nil || r.device != f.device.index) {
-			do("remove", r, k.deleteRoute(r))
+		switch err := change(); {
+		case err == nil:
+			changed++
+		case err != errAsGood:
+			failures.add(fmt.Errorf("%s %s: %w", what, object, err))
 		}
 	}
+	addRoutes, removeRoutes := difference(want.routes, have.routes, compareRoutes)
+	addRules, removeRules := difference(want.rules, have.rules, compareRules)
+	addProxies, removeProxies := difference(want.proxies, have.proxies, compareProxies)
+
+	ours := func(r route) bool { return r.device == 0 || f.device != nil && r.device == f.device.index }
+	backstop := func(r route) bool { return r.device == 0 }
+	reply := func(r route) bool { return r.device != 0 && r.table == c.Table }
+	leading := func(r route) bool { return r.device != 0 && r.table != c.Table }
 	taken := k.takenBy(f)
-	addRoutes := func(kind func(route) bool) {
-		for _, r := range added {
-			if failures.hopeless() || !kind(r) {
+	add := func(kind func(route) bool) {
+		for _, r := range addRoutes {
+			if !kind(r) {
 				continue
 			}
-			switch err := k.addRoute(r); {
-			case !errors.Is(err, errForeign):
-				do("add", r, err)
-			default:
-				if err := taken(r); err != nil {
-					failures.add(err)
+			do("add", r, func() error {
+				err := k.addRoute(r)
+				if errors.Is(err, unix.EEXIST) {
+					return taken(r)
 				}
+				return err
+			})
+		}
+	}
+	remove := func(kind func(route) bool) {
+		for _, r := range removeRoutes {
+			if kind(r) {
+				do("remove", r, func() error { return k.deleteRoute(r) })
 			}
 		}
 	}
-	backstop := func(r route) bool { return r.device == 0 }
-	replies := func(r route) bool { return r.device != 0 && r.table == c.Table }
-	leading := func(r route) bool { return r.device != 0 && r.table != c.Table }
 
-	addRoutes(backstop)
-	addRoutes(replies)
-	addedRules, removedRules := difference(want.rules, have.rules, compareRules)
-	for _, r := range addedRules {
+	// A route to the same place by another device, which a director left that died, stands in the way of the new one.
+	remove(func(r route) bool { return !ours(r) })
+	add(backstop)
+	add(reply)
+	for _, r := range addRules {
 		as := func(x foundRule) bool { return x.rule == r && !x.selects }
-		if !failures.hopeless() && !slices.ContainsFunc(f.rules, as) { // one of the operator's does as well
-			do("add", r, k.addRule(r))
+		if !slices.ContainsFunc(f.rules, as) { // or one of the operator's does as well
+			do("add", r, func() error { return k.addRule(r) })
 		}
 	}
-	addRoutes(leading)
-	addedProxies, removedProxies := difference(want.proxies, have.proxies, compareProxies)
-	n, remarks, err := k.addProxies(f, addedProxies)
-	changed += n
-	if err != nil {
-		failures.add(err)
-	}
-
-	for _, p := range removedProxies {
-		do("remove", proxyName{p, f}, k.deleteProxy(p))
-	}
-	for _, kind := range []func(route) bool{leading, replies, backstop} {
-		for _, r := range removed {
-			if kind(r) && (r.device == 0 || f.device != nil && r.device == f.device.index) {
-				do("remove", r, k.deleteRoute(r))
-			}
-		}
-		// Rules go after what leads in, and before what they lead to.
-		for _, r := range removedRules {
-			do("remove", r, k.deleteRule(r))
-		}
-		removedRules = nil
-	}
-	return changed, remarks, failures.err()
-}
-
-// addProxies makes proxy neighbours, and tells the hosts behind each interface about them. It returns how many it made.
-func (k *kernel) addProxies(f *facts, missing []proxy) (added int, remarks []Remark, err error) {
-	if len(missing) == 0 {
-		return 0, nil, nil
-	}
-	all, err := k.listProxies()
-	if err != nil {
-		return 0, nil, err
-	}
-	var failures failures
+	add(leading)
 	var silent error
-	for _, p := range missing {
-		if _, ok := all[p]; ok || failures.hopeless() {
-			continue // one of the operator's does as well
+	if len(addProxies) > 0 {
+		all, err := k.listProxies()
+		if err != nil {
+			failures.add(err)
+			addProxies = nil
 		}
-		if err := k.addProxy(p); err != nil {
-			failures.add(fmt.Errorf("add %s: %w", proxyName{p, f}, err))
-			continue
-		}
-		added++
-		if err := k.announce.announce(p.addr, f.links[p.index], f.linkLocal(p.index)); err != nil {
-			silent = fmt.Errorf("%s: %w", proxyName{p, f}, err)
+		for _, p := range addProxies {
+			if _, found := all[p]; found { // one of the operator's does as well
+				continue
+			}
+			do("add", proxyName{p, f}, func() error {
+				if err := k.addProxy(p); err != nil {
+					return err
+				}
+				if err := k.announce.announce(p.addr, f.links[p.index], f.linkLocal(p.index)); err != nil {
+					silent = err
+				}
+				return nil
+			})
 		}
 	}
+
+	for _, p := range removeProxies {
+		do("remove", proxyName{p, f}, func() error { return k.deleteProxy(p) })
+	}
+	remove(func(r route) bool { return ours(r) && leading(r) })
+	for _, r := range removeRules {
+		do("remove", r, func() error { return k.deleteRule(r) })
+	}
+	remove(func(r route) bool { return ours(r) && reply(r) })
+	remove(backstop)
 	if silent != nil {
 		remarks = []Remark{{
 			About:   "announcements",
@@ -205,10 +196,13 @@ func (k *kernel) addProxies(f *facts, missing []proxy) (added int, remarks []Rem
 			Remedy:  "give lvsd CAP_NET_RAW if VIPs move between directors",
 		}}
 	}
-	return added, remarks, failures.err()
+	return changed, remarks, failures.err()
 }
 
-// takenBy returns a function that looks who has a route that is in the way of one of ours. It lists routes once.
+// errAsGood says that something is there already that does as well, and is the operator's.
+var errAsGood = errors.New("there is one already")
+
+// takenBy returns a function that looks what is in the way of a route of ours. It lists the routes once.
 func (k *kernel) takenBy(f *facts) func(route) error {
 	var foreign map[route]netlink.Route
 	return func(r route) error {
@@ -231,16 +225,18 @@ func (k *kernel) takenBy(f *facts) func(route) error {
 		m, ok := foreign[key]
 		switch {
 		case !ok:
-			return fmt.Errorf("add %s: %w, and is changing now", r, errForeign)
+			return errors.New("there is such a route already, and it is changing now")
 		case m.LinkIndex == r.device && m.Type == unix.RTN_UNICAST || r.device == 0 && m.Type == unix.RTN_UNREACHABLE:
-			return nil // one of the operator's does as well
+			return errAsGood
 		}
-		place := "of type " + fmt.Sprint(m.Type)
+		whose, what := fmt.Sprintf("of protocol %s", m.Protocol), "remove it, or use another address or table"
+		if m.Protocol == RouteProtocol {
+			whose, what = "of another director's", "let only one of them serve it"
+		}
 		if m.LinkIndex != 0 {
-			place = "by " + f.name(m.LinkIndex)
+			whose += " by " + f.name(m.LinkIndex)
 		}
-		return fmt.Errorf("add %s: there is a route to it %s already (protocol %s), which is not this director's: remove it, "+
-			"or use another address or table", r, place, m.Protocol)
+		return fmt.Errorf("there is a route %s already: %s", whose, what)
 	}
 }
 
@@ -260,6 +256,13 @@ func difference[T comparable](want, have map[T]struct{}, compare func(a, b T) in
 
 func compareRoutes(a, b route) int {
 	return cmp.Or(cmp.Compare(a.table, b.table), a.prefix.Addr().Compare(b.prefix.Addr()), cmp.Compare(a.metric, b.metric))
+}
+
+func btoi(b bool) int {
+	if b {
+		return 1
+	}
+	return 0
 }
 
 func compareRules(a, b rule) int {

@@ -195,8 +195,7 @@ func (r *report) examineVIP(v tun.VIPSurvey) {
 	about := "VIP " + v.Address.String()
 	switch {
 	case v.Owner != "":
-		r.add(problem, about, fmt.Sprintf("it is an address of %s, so the kernel takes its packets before lvsd sees them", v.Owner),
-			fmt.Sprintf("ip addr del %s dev %s", v.Address, v.Owner))
+		r.add(problem, about, "is an address of "+v.Owner+", so the kernel takes its packets before lvsd sees them", "")
 	case v.Routed:
 		r.add(good, about, "is routed into the tun device", "")
 	case len(v.Subnets) > 0:
