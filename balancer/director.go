@@ -14,7 +14,7 @@ import (
 // Options are what a director is made with. Zero fields have defaults.
 type Options struct {
 	MaxConnections int          // bound of the connection table; DefaultMaxConnections if 0
-	Limits         stack.Limits // of answers that the director makes itself; no limits if zero
+	Limits         stack.Limits // of answers that each worker makes itself; no limits if zero
 }
 
 // DefaultMaxConnections is the default bound of the connection table.

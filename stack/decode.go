@@ -70,7 +70,7 @@ func (p *Packet) Decode(frame []byte) Problem {
 	} else if problem := p.decodeTransport(); problem != NoProblem {
 		return problem
 	}
-	if frame[0]|frame[1] != 0 {
+	if binary.NativeEndian.Uint32(frame) != 0 {
 		return p.checkOffload()
 	}
 	return NoProblem
@@ -94,7 +94,7 @@ func (p *Packet) decodeIPv4() Problem {
 	}
 	p.Flow.Src, p.Flow.Dst, p.Flow.Protocol = addr4(src), addr4(dst), ip.Protocol()
 
-	const fragmentBits = 1<<13 | 1<<13 - 1 // more fragments, offset
+	const fragmentBits = 1<<14 - 1 // more fragments, offset
 	if binary.BigEndian.Uint16(ip[6:])&fragmentBits != 0 {
 		p.Fragmented = true
 		p.Fragment = Fragment{ID: uint32(ip.ID()), Offset: int(ip.FragmentOffset()), Len: totalLen - headerLen, More: ip.More()}
@@ -138,7 +138,8 @@ func sound6(a Addr) bool {
 // a later fragment, behind which is data.
 func (p *Packet) decodeExtensions(next uint8) Problem {
 	at, problem := OffloadLen+header.IPv6MinimumSize, NoProblem
-	for range maxExtensions {
+	p.named = OffloadLen + 6
+	for range maxExtensions + 1 {
 		switch next {
 		case extensionHopByHop, extensionDestination, extensionRouting:
 			if at+8 > len(p.frame) {
@@ -147,12 +148,14 @@ func (p *Packet) decodeExtensions(next uint8) Problem {
 			if segmentsLeft := p.frame[at+3]; next == extensionRouting && segmentsLeft != 0 {
 				return BadExtensionHeaders
 			}
+			p.named = at
 			next, at = p.frame[at], at+8*(1+int(p.frame[at+1]))
 		case extensionFragment:
 			if at+8 > len(p.frame) || p.Fragmented {
 				return BadExtensionHeaders
 			}
 			h := p.frame[at : at+8]
+			p.named = at
 			next, at = h[0], at+8
 			offset := binary.BigEndian.Uint16(h[2:])
 			if offset&^6 == 0 {
@@ -263,11 +266,13 @@ func (p *Packet) decodeQuote() {
 			return
 		}
 		p.Quoted.Src, p.Quoted.Dst = addr16(q[offsetSrc6:]), addr16(q[offsetDst6:])
+		if p.Quoted.Src.Is4() || p.Quoted.Dst.Is4() {
+			return
+		}
 		at, next := header.IPv6MinimumSize, header.IPv6(q).NextHeader()
 		for range maxExtensions {
 			switch {
 			case len(q) < at+8:
-				return
 			case next == extensionHopByHop, next == extensionDestination, next == extensionRouting:
 				next, at = q[at], at+8*(1+int(q[at+1]))
 				continue
@@ -314,7 +319,7 @@ func (p *Packet) checkOffload() Problem {
 			p.Kind == KindUDP && (start != p.transport || offset != offsetUDPChecksum):
 			return BadOffloadHeader
 		case p.Kind == KindEcho, p.Kind == KindError:
-			if start != p.transport || offset != offsetICMPChecksum {
+			if start != p.transport || offset != offsetICMPChecksum || o[1] != SegmentNone {
 				return BadOffloadHeader
 			}
 			sum := checksum.Checksum(p.frame[start:], 0)
@@ -323,9 +328,13 @@ func (p *Packet) checkOffload() Problem {
 			p.partial = false
 		}
 	}
-	switch o.Segmentation() {
-	case SegmentNone:
+	switch {
+	case o[1] == SegmentNone:
 		return NoProblem
+	case p.Fragmented, o.SegmentSize() == 0, o.SegmentSize() == 0xffff:
+		return BadOffloadHeader
+	}
+	switch o.Segmentation() {
 	case SegmentTCPv4:
 		if p.Kind != KindTCP || p.v6 {
 			return BadOffloadHeader
@@ -335,13 +344,10 @@ func (p *Packet) checkOffload() Problem {
 			return BadOffloadHeader
 		}
 	case SegmentUDP:
-		if p.Kind != KindUDP {
+		if p.Kind != KindUDP || !p.partial || o[1] != SegmentUDP {
 			return BadOffloadHeader
 		}
 	default:
-		return BadOffloadHeader
-	}
-	if p.Fragmented || o.SegmentSize() == 0 {
 		return BadOffloadHeader
 	}
 	return NoProblem

@@ -30,7 +30,8 @@ const (
 // Fragments remembers what was done with the first fragments of datagrams, as a T, so that the same can be done with
 // the later ones, and keeps those that arrive before the first. It never puts a datagram together.
 //
-// All is bounded: datagrams remembered, bytes held, time. The oldest gives way. Methods may be called concurrently.
+// All is bounded: time, datagrams remembered, of which the oldest gives way, and bytes held, beyond which no more
+// fragments may wait. Methods may be called concurrently.
 type Fragments[T any] struct {
 	mu        sync.Mutex
 	datagrams map[datagramKey]*list.Element // of *datagram[T]
@@ -50,10 +51,10 @@ type datagram[T any] struct {
 	born    time.Duration
 	fate    T
 	decided bool
-	refused bool
-	seen    []byteRange // in order, apart from each other
-	length  int         // of the whole datagram, or 0 while unknown
-	held    [][]byte    // own copies of frames
+	spoiled FragmentVerdict // why the datagram is refused, or FragmentKnown
+	seen    []byteRange     // in order, apart from each other
+	length  int             // of the whole datagram, or 0 while unknown
+	held    [][]byte        // own copies of frames
 }
 
 type byteRange struct{ from, to int }
@@ -72,7 +73,8 @@ func (f *Fragments[T]) First(p *Packet, fate T, now time.Duration) (waited [][]b
 	f.expire(now)
 	d := f.datagram(p, now)
 	if d.decided {
-		d.seen, d.length, d.refused = d.seen[:0], 0, false
+		d.seen, d.length, d.spoiled, d.born = d.seen[:0], 0, FragmentKnown, now
+		f.oldest.MoveToBack(f.datagrams[d.key])
 	}
 	d.fate, d.decided = fate, true
 	verdict = f.see(d, p)
@@ -95,6 +97,7 @@ func (f *Fragments[T]) Later(p *Packet, now time.Duration) (fate T, verdict Frag
 	}
 	if !d.decided {
 		if f.heldBytes+len(p.frame) > maxHeldBytes {
+			f.spoil(d, FragmentNoRoom)
 			return fate, FragmentNoRoom
 		}
 		d.held = append(d.held, slices.Clone(p.frame))
@@ -169,16 +172,21 @@ func (f *Fragments[T]) release(d *datagram[T]) (held [][]byte) {
 
 // see adds the fragment's bytes to those seen of its datagram. One overlap spoils the datagram.
 func (f *Fragments[T]) see(d *datagram[T], p *Packet) FragmentVerdict {
-	if d.refused {
-		return FragmentOverlap
+	if d.spoiled != FragmentKnown {
+		return d.spoiled
 	}
 	verdict := d.cover(byteRange{p.Fragment.Offset, p.Fragment.Offset + p.Fragment.Len}, !p.Fragment.More)
-	if verdict == FragmentOverlap {
-		d.refused = true
-		f.orphans += uint64(len(d.held))
-		f.release(d)
+	if verdict == FragmentOverlap || verdict == FragmentNoRoom {
+		f.spoil(d, verdict)
 	}
 	return verdict
+}
+
+// spoil refuses all of a datagram that can never be whole again.
+func (f *Fragments[T]) spoil(d *datagram[T], why FragmentVerdict) {
+	d.spoiled = why
+	f.orphans += uint64(len(d.held))
+	f.release(d)
 }
 
 func (d *datagram[T]) cover(r byteRange, last bool) FragmentVerdict {

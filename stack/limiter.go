@@ -2,8 +2,8 @@ package stack
 
 import "time"
 
-// Limits says how many answers a director may make by itself, as the sysctls of Linux hosts do. A zero value of a field
-// means no limit.
+// Limits says how many answers a [Limiter] lets through, as the sysctls of Linux hosts do. A zero value of a field means
+// no limit.
 type Limits struct {
 	// PerAddress is the time between two ICMP errors to one address (icmp_ratelimit); a burst of 6 may come first.
 	PerAddress time.Duration
@@ -15,8 +15,9 @@ type Limits struct {
 func DefaultLimits() Limits { return Limits{PerAddress: time.Second, PerSecond: 10000} }
 
 const (
-	addressBurst   = 6    // XRLIM_BURST_FACTOR of Linux
-	addressBuckets = 1024 // addresses share buckets when there are more
+	addressBurst      = 6 // XRLIM_BURST_FACTOR of Linux
+	addressBucketBits = 10
+	addressBuckets    = 1 << addressBucketBits // addresses share buckets when there are more
 )
 
 // Limiter holds token buckets for answers. It is for one goroutine and takes constant memory.
@@ -29,17 +30,13 @@ type Limiter struct {
 // bucket is a token bucket in the form of the time at which it was last empty, or would have been.
 type bucket struct{ empty time.Duration }
 
-// take takes a token from a bucket that gains one every interval and holds up to burst.
-func (b *bucket) take(interval time.Duration, burst int, now time.Duration) bool {
-	if floor := now - interval*time.Duration(burst); b.empty < floor {
-		b.empty = floor
-	}
-	if b.empty+interval > now {
-		return false
-	}
-	b.empty += interval
-	return true
+// has tells whether there is a token in a bucket that gains one every interval and holds up to burst.
+func (b *bucket) has(interval time.Duration, burst int, now time.Duration) bool {
+	b.empty = max(b.empty, now-interval*time.Duration(burst))
+	return b.empty+interval <= now
 }
+
+func (b *bucket) take(interval time.Duration) { b.empty += interval }
 
 // NewLimiter returns a limiter whose buckets are full at the time 0.
 func NewLimiter(limits Limits) *Limiter {
@@ -54,17 +51,27 @@ func NewLimiter(limits Limits) *Limiter {
 // Allow tells whether a packet may be made now, for an answer that is bounded in all only: an echo reply, a reset,
 // fragmentation needed.
 func (l *Limiter) Allow(now time.Duration) bool {
-	return l.limits.PerSecond == 0 || l.all.take(time.Second/time.Duration(l.limits.PerSecond), l.limits.PerSecond, now)
+	if l.limits.PerSecond == 0 {
+		return true
+	}
+	interval := time.Second / time.Duration(l.limits.PerSecond)
+	if !l.all.has(interval, l.limits.PerSecond, now) {
+		return false
+	}
+	l.all.take(interval)
+	return true
 }
 
 // AllowTo tells whether an ICMP error may be sent to an address now.
 func (l *Limiter) AllowTo(a Addr, now time.Duration) bool {
-	if l.limits.PerAddress > 0 {
-		const golden = 0x9e3779b97f4a7c15
-		h := (a.hi ^ a.lo) * golden
-		if !l.address[h>>(64-10)].take(l.limits.PerAddress, addressBurst, now) {
-			return false
-		}
+	if l.limits.PerAddress == 0 {
+		return l.Allow(now)
 	}
-	return l.Allow(now)
+	const golden = 0x9e3779b97f4a7c15
+	b := &l.address[(a.hi^a.lo)*golden>>(64-addressBucketBits)]
+	if !b.has(l.limits.PerAddress, addressBurst, now) || !l.Allow(now) {
+		return false
+	}
+	b.take(l.limits.PerAddress)
+	return true
 }

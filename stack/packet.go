@@ -55,6 +55,7 @@ type Fragment struct {
 }
 
 // Packet is a decoded view of one frame. Its zero value is ready for Decode; it is meant to be used again and again.
+// After a Reply method only Frame and RestoreTTL are of use.
 type Packet struct {
 	Flow     Flow
 	Kind     Kind
@@ -74,6 +75,7 @@ type Packet struct {
 	partial   bool // the transport checksum is partial
 	transport int  // where the transport header starts in the frame; for a later fragment its data
 
+	named          int // where the IPv6 header before the transport header says what that is
 	quote          int // where the quoted packet starts in the frame
 	quoteTransport int // where its transport header starts
 

@@ -62,7 +62,11 @@ func (p *Packet) ReplyEcho() []byte {
 		t[0] = byte(header.ICMPv4EchoReply)
 	}
 	// The swapped addresses leave ICMPv6's pseudo-header sum as it was.
-	updateChecksum(t[offsetICMPChecksum:], checksum.Combine(uint16(t[0])<<8, ^was))
+	field := t[offsetICMPChecksum:]
+	updateChecksum(field, checksum.Combine(uint16(t[0])<<8, ^was))
+	if field[0]|field[1] == 0 {
+		checksum.Put(field, 0xffff)
+	}
 	return p.frame
 }
 
@@ -84,7 +88,7 @@ func (p *Packet) ReplyReset() []byte {
 		fields.AckNum = request.SequenceNumber() + length
 		fields.Flags |= header.TCPFlagAck
 	}
-	t := p.beginReply(ProtocolTCP, header.TCPMinimumSize, header.IPv4FlagDontFragment, 0)
+	t := p.beginReply(ProtocolTCP, header.TCPMinimumSize, 0, header.IPv4FlagDontFragment, 0)
 	header.TCP(t).Encode(&fields)
 	checksum.Put(t[offsetTCPChecksum:], ^checksum.Checksum(t, checksum.Combine(p.pseudoSum(ProtocolTCP), uint16(len(t)))))
 	return p.frame
@@ -97,8 +101,7 @@ func (p *Packet) ReplyUnreachable(what Unreachable) []byte {
 		return p.replyError(uint8(header.ICMPv4DstUnreachable), uint8(unreachable4[what]), 0)
 	}
 	if what == UnreachableProtocol {
-		nextHeaderField := uint32(6) // what the pointer points at, if there are no extension headers
-		return p.replyError(uint8(header.ICMPv6ParamProblem), uint8(header.ICMPv6UnknownHeader), nextHeaderField)
+		return p.replyError(uint8(header.ICMPv6ParamProblem), uint8(header.ICMPv6UnknownHeader), uint32(p.named-OffloadLen))
 	}
 	return p.replyError(uint8(header.ICMPv6DstUnreachable), uint8(unreachable6[what]), 0)
 }
@@ -123,7 +126,10 @@ func (p *Packet) ReplyTooBig(mtu int) []byte {
 // Answerable tells whether an ICMP error may be sent about the packet: not about another error, and in IPv4 not about a
 // later fragment (RFC 1122 section 3.2.2, RFC 4443 section 2.4(e)). Packets from or to a group do not get past Decode.
 func (p *Packet) Answerable() bool {
-	return p.Kind != KindError && (p.Kind != KindLaterFragment || p.v6)
+	if p.Flow.Protocol == ProtocolICMP || p.Flow.Protocol == ProtocolICMPv6 {
+		return p.Kind == KindEcho
+	}
+	return p.Kind != KindLaterFragment || p.v6
 }
 
 // replyError makes an ICMP error from the packet's destination to its source. It quotes the packet as it is in the
@@ -134,30 +140,29 @@ func (p *Packet) replyError(icmpType, code uint8, rest uint32) []byte {
 		protocol, limit = ProtocolICMPv6, maxError6-header.IPv6MinimumSize-icmpHeaderLen
 	}
 	const precedenceInternetControl = 0xc0
-	t := p.beginReply(protocol, icmpHeaderLen+min(p.Len(), limit), 0, precedenceInternetControl)
+	t := p.beginReply(protocol, icmpHeaderLen, min(p.Len(), limit), 0, precedenceInternetControl)
 	t[0], t[1] = icmpType, code
 	binary.BigEndian.PutUint32(t[4:], rest)
 	p.sealICMP()
 	return p.frame
 }
 
-// beginReply makes the frame a packet from the old destination to the old source, with n bytes behind a fresh IP
-// header, and returns these n bytes. As many bytes of the old packet as fit stand at their end; the caller writes the
-// header in front of them or over them.
-func (p *Packet) beginReply(protocol uint8, n int, flags4, tos4 uint8) []byte {
+// beginReply makes the frame a packet from the old destination to the old source: a fresh IP header, room for a
+// transport header and, behind it, as many bytes as are to be quoted of the old packet. It returns all behind the IP
+// header.
+func (p *Packet) beginReply(protocol uint8, transportLen, quoteLen int, flags4, tos4 uint8) []byte {
 	headerLen := header.IPv4MinimumSize
 	if p.v6 {
 		headerLen = header.IPv6MinimumSize
 	}
+	n := transportLen + quoteLen
 	total := OffloadLen + headerLen + n
 	frame := p.frame
 	if cap(frame) < total {
 		frame = make([]byte, total)
 	}
 	frame = frame[:total]
-	if quoted := n - icmpHeaderLen; protocol != ProtocolTCP {
-		copy(frame[total-quoted:], p.frame[OffloadLen:OffloadLen+quoted])
-	}
+	copy(frame[total-quoteLen:], p.frame[OffloadLen:OffloadLen+quoteLen])
 
 	p.frame, p.transport = frame, OffloadLen+headerLen
 	p.Flow = p.Flow.Reverse()

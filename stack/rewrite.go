@@ -76,7 +76,8 @@ func (p *Packet) updateUDPChecksum(addrDelta, portDelta uint16) {
 	switch {
 	case p.partial:
 		checksum.Put(field, checksum.Combine(old, addrDelta))
-	case old == 0 && (p.Fragmented || p.Segmented()): // one fragment lacks data, a super-packet has too much
+	case old == 0 && (p.Fragmented || int(header.UDP(p.frame[p.transport:]).Length()) != len(p.frame)-p.transport):
+		// A fragment lacks data; a device would add what is behind the datagram.
 	case old == 0:
 		p.requestChecksum(offsetUDPChecksum)
 	default:
@@ -120,8 +121,8 @@ func (p *Packet) RestoreTTL() {
 }
 
 // RewriteErrorToServer translates an ICMP error about what a server sent, which it sent as the VIP: it goes to the
-// server at rip, and the packet quoted says rip and port where it said the VIP and its port (ipvs.md 5.7).
-// ErrorChecksumValid must have been asked before.
+// server at rip, and the packet quoted says rip and port where it said the VIP and its port (ipvs.md 5.7). It must have
+// a quote and a valid checksum: see HasQuote and ErrorChecksumValid.
 func (p *Packet) RewriteErrorToServer(rip Addr, port uint16) {
 	p.setQuotedEnd(source, &p.Quoted.Src, &p.Quoted.SrcPort, rip, port)
 	p.putAddr(destination, rip, checksum.Combine(rip.sum(), ^p.Flow.Dst.sum()))
@@ -130,8 +131,8 @@ func (p *Packet) RewriteErrorToServer(rip Addr, port uint16) {
 }
 
 // RewriteErrorToClient translates an ICMP error about what a client sent and the director rewrote: it comes from vip,
-// whoever made it, and the packet quoted goes to vip and port again (ipvs.md 5.8). ErrorChecksumValid must have been
-// asked before.
+// whoever made it, and the packet quoted goes to vip and port again (ipvs.md 5.8). It must have a quote and a valid
+// checksum.
 func (p *Packet) RewriteErrorToClient(vip Addr, port uint16) {
 	p.setQuotedEnd(destination, &p.Quoted.Dst, &p.Quoted.DstPort, vip, port)
 	p.putAddr(source, vip, checksum.Combine(vip.sum(), ^p.Flow.Src.sum()))
