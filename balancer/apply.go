@@ -35,10 +35,7 @@ func (d *Director) Apply(spec Spec, now time.Duration) ([]Change, error) {
 		return nil, nil
 	}
 	old := d.snapshot.Load()
-	a := &application{director: d, snapshot: old.clone(), services: maps.Clone(old.services)}
-	if a.services == nil {
-		a.services = make(map[serviceKey]*service)
-	}
+	a := &application{director: d, snapshot: old.clone(), services: maps.Clone(old.services), edits: make(map[*service][]func())}
 	a.snapshot.servers = slices.Clone(old.servers)
 	for i := range changes {
 		a.prepare(&changes[i])
@@ -48,8 +45,8 @@ func (d *Director) Apply(spec Spec, now time.Duration) ([]Change, error) {
 	}
 	a.snapshot.timeouts, a.snapshot.tunables = newStateTimeouts(spec.Timeouts), spec.Tunables
 	d.publish(a.snapshot)
-	for _, edit := range a.edits {
-		edit()
+	for svc, edits := range a.edits {
+		svc.change(edits)
 	}
 	d.synchronize()
 	if a.serversRemoved && spec.Tunables.ExpireNodestConn {
@@ -72,7 +69,7 @@ type application struct {
 	director        *Director
 	snapshot        *snapshot
 	services        map[serviceKey]*service
-	edits           []func()
+	edits           map[*service][]func()
 	servicesChanged bool
 	serversRemoved  bool
 }
@@ -119,14 +116,9 @@ func (a *application) prepare(c *Change) {
 // isNew tells whether a service is made by this Apply, so that nobody sees it yet.
 func (a *application) isNew(svc *service) bool { return a.snapshot.services[svc.key] != svc }
 
-// edit notes a change of a service that runs.
-func (a *application) edit(svc *service, f func()) {
-	a.edits = append(a.edits, func() {
-		svc.mu.Lock()
-		defer svc.mu.Unlock()
-		f()
-	})
-}
+// edit notes a change of a service that runs. All changes of a service are made at once, or clients could meet it
+// between the removal of one server and the addition of another.
+func (a *application) edit(svc *service, f func()) { a.edits[svc] = append(a.edits[svc], f) }
 
 func (a *application) remove(svc *service, srv *server) {
 	svc.remove(srv)

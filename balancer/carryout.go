@@ -70,18 +70,9 @@ func (w *Worker) disguise(p *stack.Packet, f *fate) {
 
 // answer makes the packet an answer to its sender, and sends it.
 func (w *Worker) answer(p *stack.Packet, a action, mtu int) {
-	switch a {
-	case actReset:
-		if p.Kind != stack.KindTCP { // a later fragment
-			w.drop(dropFragmentRefused)
-			return
-		}
-	case actEcho:
-	default:
-		if !p.Answerable() {
-			w.drop(dropFragmentRefused)
-			return
-		}
+	if p.Kind == stack.KindLaterFragment && a != actEcho && (a != actTooBig || !p.Answerable()) {
+		w.drop(dropFragmentRefused) // the answer to the first fragment is enough
+		return
 	}
 	if !w.mayAnswer(p, a) {
 		w.drop(dropRateLimited)
@@ -109,11 +100,14 @@ func (w *Worker) answer(p *stack.Packet, a action, mtu int) {
 
 // mayAnswer asks the limiter. Like Linux, it bounds errors by address, but not those that path MTU discovery needs.
 func (w *Worker) mayAnswer(p *stack.Packet, a action) bool {
+	l := &w.director.limiter
+	l.Lock()
+	defer l.Unlock()
 	switch a {
 	case actEcho, actReset, actTooBig:
-		return w.limiter.Allow(w.now)
+		return l.Allow(w.now)
 	}
-	return w.limiter.AllowTo(p.Flow.Src, w.now)
+	return l.AllowTo(p.Flow.Src, w.now)
 }
 
 // countRequest and countReply count a packet for its server, before and after the translation alike: whole IP packets.

@@ -47,7 +47,6 @@ func replyKey(f stack.Flow) connKey {
 type record struct {
 	last       tick   // of the last packet
 	timeout    tick   // how long after it the connection ends
-	created    tick   // of the first packet
 	server     uint32 // number of the real server
 	packets    uint32 // requests; wraps
 	next       uint32 // of a free record: the next free one
@@ -60,22 +59,22 @@ type record struct {
 	live       bool // not free
 }
 
-// record4 and record6 fill one and two cache lines.
+// record4 is a cache line, record6 is never on more than two.
 type record4 struct {
 	record
 	client, vip, rip uint32
-	_                [16]byte
+	_                [20]byte
 }
 
 type record6 struct {
 	record
 	client, vip, rip stack.Addr
-	_                [40]byte
+	_                [16]byte
 }
 
 var (
 	_ = [1]struct{}{}[unsafe.Sizeof(record4{})-64]
-	_ = [1]struct{}{}[unsafe.Sizeof(record6{})-128]
+	_ = [1]struct{}{}[unsafe.Sizeof(record6{})-96]
 )
 
 // expired tells whether the connection has been idle for its timeout. Clocks of workers differ by up to a batch, so

@@ -5,6 +5,7 @@ import (
 	"math"
 	"math/bits"
 	"math/rand/v2"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"unsafe"
@@ -68,6 +69,9 @@ const firstIndexLen = 16
 // newConnTable returns a table for up to limit connections. It reserves address space for all of them and takes memory
 // as they come.
 func newConnTable(limit int) (*connTable, error) {
+	if limit < 1 {
+		return nil, fmt.Errorf("a connection table for %d connections: there must be room for one", limit)
+	}
 	mean := float64(limit) / shardCount
 	perShard := int(mean+8*math.Sqrt(mean)) + 16 // a random spread stays below this
 	size := shardCount * perShard * int(unsafe.Sizeof(record4{})+unsafe.Sizeof(record6{}))
@@ -94,6 +98,7 @@ func (t *connTable) locate(k *connKey) (*shard, *family, uint32) {
 	chi, clo := k.client.Words()
 	ohi, olo := k.other.Words()
 	client := mix(clo^t.seed[0], chi^t.seed[1]^uint64(k.clientPort)<<8^uint64(k.protocol))
+	client = mix(client^t.seed[2], golden) // ports and addresses only step; one round would leave shards uneven
 	both := mix(client^olo, ohi^t.seed[2]^uint64(k.otherPort)<<8^uint64(k.dir))
 	sh := &t.shard[client>>(64-8)]
 	if k.client.Is4() {
@@ -101,6 +106,9 @@ func (t *connTable) locate(k *connKey) (*shard, *family, uint32) {
 	}
 	return sh, &sh.v6, uint32(both)
 }
+
+// golden is 2^64 divided by the golden ratio.
+const golden = 0x9e3779b97f4a7c15
 
 // mix folds the product of two words: cheap, and unpredictable while the seeds in them are.
 func mix(a, b uint64) uint64 {
@@ -211,18 +219,26 @@ func (f *family) allocate() (uint32, bool) {
 	return uint32(f.fresh - 1), true
 }
 
-// reserve makes room for two more index words; at most three quarters of the index are used.
+// reserve makes room for two more index words; at most three quarters of the index are used. Words of equal keys keep
+// their order: they are taken in the order in which a look-up meets them, which begins behind an empty word.
 func (f *family) reserve() {
 	if 4*(f.words+2) <= 3*len(f.index) {
 		return
 	}
 	old := f.index
 	f.index = make([]indexWord, max(firstIndexLen, 2*len(old)))
-	f.words = 0
-	for _, w := range old {
-		if w != 0 {
-			f.place(w)
+	mask := uint32(len(f.index) - 1)
+	start := slices.Index(old, 0)
+	for i := range old {
+		w := old[(start+i)%len(old)]
+		if w == 0 {
+			continue
 		}
+		at := w.tag() & mask
+		for f.index[at] != 0 {
+			at = (at + 1) & mask
+		}
+		f.index[at] = w
 	}
 }
 

@@ -14,7 +14,7 @@ import (
 // Options are what a director is made with. Zero fields have defaults.
 type Options struct {
 	MaxConnections int          // bound of the connection table; DefaultMaxConnections if 0
-	Limits         stack.Limits // of answers that each worker makes itself; no limits if zero
+	Limits         stack.Limits // of answers that the director makes itself; no limits if zero
 }
 
 // DefaultMaxConnections is the default bound of the connection table.
@@ -22,10 +22,13 @@ const DefaultMaxConnections = 1 << 20
 
 // Director is a load balancer without a device. Its methods may be called concurrently.
 type Director struct {
-	limits    stack.Limits
 	conns     *connTable
 	fragments *stack.Fragments[fate]
 	snapshot  atomic.Pointer[snapshot]
+	limiter   struct {
+		sync.Mutex
+		*stack.Limiter
+	}
 
 	mu      sync.Mutex // for all below, and for replacing the snapshot
 	spec    Spec       // what was applied last
@@ -33,6 +36,7 @@ type Director struct {
 	retired counters               // of workers that are closed
 	removed map[removedKey]*server // servers that are removed and have, or had a moment ago, connections
 	free    []uint32               // numbers that no server has
+	past    Traffic                // counted under numbers that another server has now, or a server of another service
 }
 
 // New returns a director without services. Close gives its memory back.
@@ -42,19 +46,19 @@ func New(o Options) (*Director, error) {
 		return nil, err
 	}
 	d := &Director{
-		limits:    o.Limits,
 		conns:     conns,
 		fragments: stack.NewFragments[fate](),
 		spec:      DefaultSpec(),
 		removed:   make(map[removedKey]*server),
 	}
+	d.limiter.Limiter = stack.NewLimiter(o.Limits)
 	s := &snapshot{timeouts: newStateTimeouts(d.spec.Timeouts), tunables: d.spec.Tunables, env: newEnvironment(Environment{})}
-	s.setServices(nil)
+	s.setServices(make(map[serviceKey]*service))
 	d.snapshot.Store(s)
 	return d, nil
 }
 
-// Close gives the connection table's memory back. All workers must be closed.
+// Close gives the connection table's memory back. All workers must be closed, and no method may be called any more.
 func (d *Director) Close() error { return d.conns.close() }
 
 // SetEnvironment tells the director of its surroundings. It holds for all packets that come after it returns.
@@ -86,15 +90,18 @@ func (d *Director) publish(s *snapshot) {
 func (d *Director) synchronize() {
 	for _, w := range d.workers {
 		w.mu.Lock()
-		w.mu.Unlock() //nolint:staticcheck // an empty critical section is the point
+		//lint:ignore SA2001 to have had the lock is all that is wanted
+		w.mu.Unlock()
 	}
 }
 
 func (d *Director) retire(w *Worker) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	d.workers = slices.DeleteFunc(d.workers, func(x *Worker) bool { return x == w })
-	d.retired.add(&w.counters)
+	if i := slices.Index(d.workers, w); i >= 0 {
+		d.workers = slices.Delete(d.workers, i, i+1)
+		d.retired.add(&w.counters)
+	}
 }
 
 // Expire ends connections whose time is over, and forgets removed servers without connections. Call it about every
@@ -190,6 +197,7 @@ func (d *Director) takeTraffic(number uint32) Traffic {
 		take(&w.counters)
 		w.mu.Unlock()
 	}
+	d.past.add(&total)
 	return total
 }
 
@@ -198,7 +206,7 @@ func (d *Director) ConnCount() (count, limit int) {
 	return int(d.conns.count.Load()), int(d.conns.limit)
 }
 
-// services returns the running services in the order of their addresses.
+// sorted returns the services in the order of their addresses.
 func (s *snapshot) sorted() []*service {
 	return slices.SortedFunc(maps.Values(s.services), func(a, b *service) int {
 		return cmp.Or(

@@ -57,19 +57,23 @@ var fragmentDrops = [...]DropReason{
 // decide says what is to become of a packet that has its transport header. It changes the connection table, never the
 // packet.
 func (w *Worker) decide(p *stack.Packet, f *fate) {
-	switch p.Kind {
-	case stack.KindTCP, stack.KindUDP:
-		switch {
-		case w.decideKnown(p, f):
-		case w.snapshot.owns(p.Flow.Dst):
-			w.decideNew(p, f)
-		default:
-			f.action = actPass
-		}
-	case stack.KindError:
+	balanced := p.Kind == stack.KindTCP || p.Kind == stack.KindUDP
+	switch {
+	case balanced && w.decideKnown(p, f):
+	case p.Kind == stack.KindError:
 		*f = w.decideError(p)
+	case !w.snapshot.owns(p.Flow.Dst):
+		f.action = actPass
+	case w.snapshot.owns(p.Flow.Src): // nobody has that address; an answer to it would come back
+		*f = dropped(dropSpoofedSource)
+	case balanced:
+		w.decideNew(p, f)
+	case p.Kind == stack.KindEcho:
+		f.action = actEcho
+	case p.Flow.Protocol == stack.ProtocolICMP, p.Flow.Protocol == stack.ProtocolICMPv6:
+		*f = dropped(dropUnwanted)
 	default:
-		*f = w.decideOther(p)
+		f.action = actNoProtocol
 	}
 }
 
@@ -206,24 +210,11 @@ func (w *Worker) connect(p *stack.Packet, srv *server, f *fate) {
 		return
 	}
 	r := fam.at(n)
-	r.server, r.created, r.packets = srv.number, w.tick, 1
+	r.server, r.packets = srv.number, 1
 	srv.AddTotal(1)
 	w.counters.traffic[srv.number].Conns++
 	w.advance(r, srv, request, p.TCPFlags)
 	f.action, f.addr, f.port, f.server = actToServer, srv.addr, srv.port, srv
-}
-
-// decideOther is for pings and for protocols that are not balanced.
-func (w *Worker) decideOther(p *stack.Packet) fate {
-	switch {
-	case !w.snapshot.owns(p.Flow.Dst):
-		return fate{action: actPass}
-	case p.Kind == stack.KindEcho:
-		return fate{action: actEcho}
-	case p.Flow.Protocol == stack.ProtocolICMP, p.Flow.Protocol == stack.ProtocolICMPv6:
-		return dropped(dropUnwanted)
-	}
-	return fate{action: actNoProtocol}
 }
 
 // decideError finds the connection that an ICMP error is about (ipvs.md 5.7 and 5.8). An error never keeps a connection

@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
-	"strings"
 	"time"
 )
 
@@ -65,7 +64,8 @@ func (s Spec) withDefaults() Spec {
 	return s
 }
 
-// plan lists the changes that lead from one valid spec to another, in the order in which they are made.
+// plan lists the changes that lead from one valid spec to another, in the order in which they are made. It puts the
+// servers of to in the order that results: those that were there stay in their places, new ones come last.
 func plan(from, to *Spec) []Change {
 	var changes []Change
 	old := make(map[serviceKey]*ServiceSpec, len(from.Services))
@@ -115,6 +115,11 @@ func planServers(from, to *ServiceSpec) []Change {
 			changes = append(changes, Change{Kind: AddServer, Service: *to, Server: srv, Detail: fmt.Sprintf("weight %d", srv.Weight)})
 		}
 	}
+	place := make(map[netip.AddrPort]int, len(from.Servers))
+	for i, was := range from.Servers {
+		place[was.Address] = i - len(from.Servers)
+	}
+	slices.SortStableFunc(to.Servers, func(a, b ServerSpec) int { return place[a.Address] - place[b.Address] })
 	return changes
 }
 
@@ -140,5 +145,5 @@ func count(n int, noun string) string {
 	if n == 1 {
 		return "1 " + noun
 	}
-	return fmt.Sprintf("%d %ss", n, strings.TrimSuffix(noun, "s"))
+	return fmt.Sprintf("%d %ss", n, noun)
 }

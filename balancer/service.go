@@ -86,6 +86,15 @@ func (s *service) announce() {
 	s.scheduler.Update(list)
 }
 
+// change makes changes that no client sees by halves.
+func (s *service) change(edits []func()) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, edit := range edits {
+		edit()
+	}
+}
+
 // add puts a server at the head of the list.
 func (s *service) add(srv *server) {
 	s.servers = slices.Insert(s.servers, 0, srv)
@@ -99,11 +108,7 @@ func (s *service) remove(srv *server) {
 	s.announce()
 }
 
-// find returns the server with an address, or nil.
+// find returns the server with an address, which must be there.
 func (s *service) find(a netip.AddrPort) *server {
-	i := slices.IndexFunc(s.servers, func(srv *server) bool { return srv.spec.Address == a })
-	if i < 0 {
-		return nil
-	}
-	return s.servers[i]
+	return s.servers[slices.IndexFunc(s.servers, func(srv *server) bool { return srv.spec.Address == a })]
 }

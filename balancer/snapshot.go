@@ -54,7 +54,7 @@ func newEnvironment(e Environment) *environment {
 		if p.IsSingleIP() {
 			env.owned[stack.AddrFrom(p.Addr())] = struct{}{}
 		} else {
-			env.prefixes = append(env.prefixes, p.Masked())
+			env.prefixes = append(env.prefixes, p)
 		}
 	}
 	for _, a := range e.Local {
@@ -139,7 +139,7 @@ func newVIPHint(vips map[stack.Addr]struct{}) vipHint {
 
 func (h *vipHint) bit(a stack.Addr) uint64 {
 	hi, lo := a.Words()
-	return ((hi ^ lo) * 0x9e3779b97f4a7c15) >> h.shift
+	return ((hi ^ lo) * golden) >> h.shift
 }
 
 func (h *vipHint) likely(a stack.Addr) bool {

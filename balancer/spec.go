@@ -100,6 +100,10 @@ func (s *Spec) Validate() error {
 		errs = append(errs, &FieldError{field, fmt.Sprintf(format, args...)})
 	}
 	services := make(map[serviceKey]int)
+	vips := make(map[netip.Addr]bool)
+	for _, svc := range s.Services {
+		vips[svc.Address.Addr()] = true
+	}
 	for i, svc := range s.Services {
 		field := fmt.Sprintf("service[%d]", i)
 		if svc.Protocol != TCP && svc.Protocol != UDP {
@@ -122,6 +126,8 @@ func (s *Spec) Validate() error {
 				report(field+".address", "%s", problem)
 			} else if srv.Address.Addr().Is4() != svc.Address.Addr().Is4() && svc.Address.IsValid() {
 				report(field+".address", "%s is of another address family than the service's %s", srv.Address.Addr(), svc.Address.Addr())
+			} else if vips[srv.Address.Addr()] {
+				report(field+".address", "%s is a VIP of this configuration, so packets for it would come back to the director", srv.Address.Addr())
 			} else if first, dup := servers[srv.Address]; dup {
 				report(field+".address", "%s is already server[%d] of this service", srv.Address, first)
 			} else {

@@ -7,7 +7,7 @@ type Status struct {
 	Services       []ServiceStatus   `json:"services"`
 	Connections    int               `json:"connections"`
 	MaxConnections int               `json:"max_connections"`
-	Total          Traffic           `json:"total"`
+	Total          Traffic           `json:"total"` // of all services, also of those that are no more
 	Frames         FrameStatus       `json:"frames"`
 	Drops          map[string]uint64 `json:"drops"`   // packets dropped by reason, where there are any
 	Answers        map[string]uint64 `json:"answers"` // packets the director made itself, by kind, where there are any
@@ -60,15 +60,17 @@ func (d *Director) Status() Status {
 		t.add(&own)
 		former[srv.service] = t
 	}
-	status := Status{Frames: total.frames(), Drops: total.namedDrops(), Answers: total.namedAnswers()}
+	status := Status{Services: []ServiceStatus{}, Total: d.past, Frames: total.frames(), Drops: total.namedDrops(), Answers: total.namedAnswers()}
 	status.Drops[dropFragmentHeld.String()] += d.fragments.Orphans()
 	status.Connections, status.MaxConnections = d.ConnCount()
 	for _, svc := range d.snapshot.Load().sorted() {
 		s := svc.status(traffic)
 		gone := former[svc]
 		s.Traffic.add(&gone)
-		status.Total.add(&s.Traffic)
 		status.Services = append(status.Services, s)
+	}
+	for i := range total.traffic {
+		status.Total.add(&total.traffic[i])
 	}
 	for reason, n := range status.Drops {
 		if n == 0 {

@@ -10,6 +10,7 @@ const (
 	dropServerRemoved
 	dropStrayReset
 	dropUnwanted
+	dropSpoofedSource
 	dropRateLimited
 	dropICMPUnrelated
 	dropICMPChecksum
@@ -31,6 +32,7 @@ var dropNames = func() (names [numDropReasons]string) {
 	names[dropServerRemoved] = "server_removed"
 	names[dropStrayReset] = "stray_reset"
 	names[dropUnwanted] = "unwanted"
+	names[dropSpoofedSource] = "spoofed_source"
 	names[dropRateLimited] = "rate_limited"
 	names[dropICMPUnrelated] = "icmp_unrelated"
 	names[dropICMPChecksum] = "icmp_bad_checksum"

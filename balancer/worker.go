@@ -44,7 +44,6 @@ type Worker struct {
 	tick     tick
 	snapshot *snapshot
 	packet   stack.Packet
-	limiter  *stack.Limiter
 	out      [][]byte
 }
 
@@ -52,16 +51,14 @@ type Worker struct {
 func (d *Director) NewWorker() *Worker {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	w := &Worker{director: d, limiter: stack.NewLimiter(d.limits)}
+	w := &Worker{director: d}
 	w.counters.growTo(len(d.snapshot.Load().servers))
 	d.workers = append(d.workers, w)
 	return w
 }
 
-// Close takes the worker from the director, which keeps what it has counted.
-func (w *Worker) Close() {
-	w.director.retire(w)
-}
+// Close takes the worker from the director, which keeps what it has counted. Closing again does nothing.
+func (w *Worker) Close() { w.director.retire(w) }
 
 // Forward takes a batch of frames through the director at the time now and returns the frames to be sent. It changes
 // frames in place. What it returns is valid until the next call and may be fewer or, when fragments were waiting, more
